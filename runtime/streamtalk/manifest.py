@@ -1,0 +1,158 @@
+"""The manifest: what an exported model directory holds, and the only way in.
+
+`manifest.json` is written last by the exporter, so a directory that has one is complete. Unknown keys are
+refused: a field this version does not understand may change what the graphs mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from streamtalk.errors import ModelError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.json"
+
+FRAME = "frame"
+AUDIO_ENCODER = "audio_encoder"
+
+
+class Tensor(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """One graph input or output. A dynamic axis is given by its name."""
+
+    name: str
+    dtype: Literal["float32", "int64", "bool"]
+    shape: tuple[int | str, ...]
+
+
+class Graph(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """One ONNX file. `files` maps it and its external data (paths within the directory) to SHA-256 sums."""
+
+    file: str
+    files: dict[str, str]
+    precision: Literal["fp32", "fp16"]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+class Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """One TensorRT engine built from a graph."""
+
+    graph: str
+    file: str
+    sha256: str
+    backend: Literal["tensorrt", "tensorrt_rtx"]
+    precision: Literal["fp32", "fp16"]
+    tensorrt_version: str
+    compute_capability: str
+    graph_sha256: str
+    flags: tuple[str, ...] = ()
+
+
+class Parity(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A line of the parity certificate: an error measured against the torch model, and its bound.
+
+    A `bound` of None marks a figure that is stated but not gated, such as what streaming features cost.
+    """
+
+    subject: str
+    quantity: str
+    frames: int
+    measured: float
+    bound: float | None
+
+
+class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """The contents of `manifest.json`. Sizes are those of the letters in the README's model section."""
+
+    schema: int
+    name: str
+    exporter_version: str
+    checkpoint_sha256: str
+    batch: int
+    fps: int
+    sample_rate: int
+    n_vertices: int
+    latent_width: int
+    condition_width: int
+    audio_width: int
+    layers: int
+    heads: int
+    window_samples: int
+    context_samples: int
+    hop: int
+    lookahead_samples: int
+    history: int
+    decode_window: int
+    period: int
+    steps: int
+    sampler: Literal["ddim", "ddim_legacy"]
+    folded: bool
+    level_floor: float
+    metres_per_unit: float
+    identity: str
+    identity_sha256: str
+    graphs: dict[str, Graph]
+    engines: tuple[Engine, ...] = ()
+    parity: tuple[Parity, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def check(self, where: Path) -> None:
+        """Refuse values that no exporter writes. Raises ModelError."""
+        positive = (
+            "batch fps sample_rate n_vertices latent_width condition_width audio_width layers heads "
+            "window_samples hop history decode_window period steps metres_per_unit"
+        )
+        for field in positive.split():
+            if getattr(self, field) <= 0:
+                raise ModelError(f"{where}: {field} must be positive, is {getattr(self, field)}; export again.")
+        if self.schema != SCHEMA_VERSION:
+            raise ModelError(
+                f"{where}: manifest schema {self.schema}, this version reads {SCHEMA_VERSION}; "
+                "export again with the matching version."
+            )
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check `directory/manifest.json`. Raises ModelError."""
+    path = directory / FILE_NAME
+    if not path.is_file():
+        raise ModelError(
+            f"No exported model in {directory}: {FILE_NAME} is missing. Run `python export.py` first, "
+            "or name a directory that it wrote."
+        )
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise ModelError(f"{path} is not a manifest of this version ({error}); export again.") from error
+    manifest.check(path)
+    return manifest
+
+
+def verified(directory: Path, name: str, expected: str) -> Path:
+    """Path of file `name` in `directory` after its SHA-256 was compared. Raises ModelError."""
+    path = directory / name
+    if directory.resolve() not in path.resolve().parents:
+        raise ModelError(f"{name} in the manifest points outside {directory}; refusing to load it.")
+    if not path.is_file():
+        raise ModelError(f"{path} is missing; the manifest lists it. Export again.")
+    actual = sha256_of(path)
+    if actual != expected:
+        raise ModelError(
+            f"{path} is not the file that was exported: SHA-256 {actual[:12]}..., the manifest says "
+            f"{expected[:12]}.... Export again."
+        )
+    return path
