@@ -109,7 +109,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
         )
         for field in positive.split():
             if getattr(self, field) <= 0:
-                raise ModelError(f"{where}: {field} must be positive, is {getattr(self, field)}; export again.")
+                raise ModelError(f"{where}: {field} must be positive; it is {getattr(self, field)}.")
         if self.schema != SCHEMA_VERSION:
             raise ModelError(
                 f"{where}: manifest schema {self.schema}, this version reads {SCHEMA_VERSION}; "
