@@ -1,0 +1,133 @@
+"""HuBERT as the audio encoder: transformers' model holds the weights, the computation is written out here.
+
+Written out because the streaming graph must act between the first GroupNorm and what follows it, and because
+the library's own forward changes with its version.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import HubertConfig, HubertModel
+
+from streamtalk_export.config import ConfigError
+
+NORMALISATION_EPS = 1e-7
+
+
+def hubert_config(path: Path | None) -> HubertConfig:
+    """HuBERT-base, or the settings of a `config.json`. Raises ConfigError for variants of another kind."""
+    if path is None:
+        return HubertConfig()
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not a readable HuBERT config.json: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a JSON object.")
+    config = HubertConfig(**values)
+    if config.feat_extract_norm != "group" or config.do_stable_layer_norm or config.conv_bias:
+        raise ConfigError(
+            f"{path}: only the base variant is supported (feat_extract_norm 'group', no stable layer norm, "
+            "no convolution bias)."
+        )
+    if math.prod(config.conv_stride) != 320:
+        raise ConfigError(
+            f"{path}: the convolutions must step 320 samples; they step {math.prod(config.conv_stride)}."
+        )
+    return config
+
+
+def receptive_field(config: HubertConfig) -> int:
+    """Samples that one feature hears (400 for HuBERT-base)."""
+    field = 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        field = (field - 1) * stride + kernel
+    return field
+
+
+class HubertEncoder(nn.Module):
+    """PCM at 16 kHz [B, n] to features [B, S, A] at 50 Hz; `hubert` is `audio_encoder.` in a checkpoint."""
+
+    def __init__(self, config: HubertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.hubert = HubertModel(config)
+        self.receptive_field = receptive_field(config)
+        self.past_samples = 0
+
+    def forward(self, pcm: Tensor, level_floor: float | None = None) -> Tensor:
+        """Features of normalised audio; `level_floor` is the RMS below which the signal is faded out.
+
+        GroupNorm over all time undoes any level of its input, so the fade has to follow it.
+        """
+        centred = pcm - pcm.mean(dim=-1, keepdim=True)
+        variance = centred.square().mean(dim=-1, keepdim=True)
+        gain = None
+        if level_floor is not None:
+            gain = (variance.sqrt() / level_floor).clamp(max=1.0)[:, :, None]
+        return self.from_normalised(centred * torch.rsqrt(variance + NORMALISATION_EPS), gain)
+
+    def from_normalised(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        """Features [B, S, A] of zero-mean, unit-variance audio [B, n]."""
+        x = x[:, None]
+        for index, layer in enumerate(self.hubert.feature_extractor.conv_layers):
+            x = layer.conv(x)
+            if index == 0:
+                x = layer.layer_norm(x)
+                if gain is not None:
+                    x = x * gain
+            x = layer.activation(x)
+        projection = self.hubert.feature_projection
+        x = x.transpose(1, 2)
+        if projection.feat_proj_layer_norm:
+            x = projection.layer_norm(x)
+        x = projection.projection(x)
+        encoder = self.hubert.encoder
+        x = encoder.layer_norm(x + self._positions(x))
+        for layer in encoder.layers:
+            x = layer.layer_norm(x + _attention(layer.attention, x))
+            x = layer.final_layer_norm(x + _feed_forward(layer.feed_forward, x))
+        return x
+
+    def _positions(self, x: Tensor) -> Tensor:
+        embed = self.hubert.encoder.pos_conv_embed
+        y = embed.conv(x.transpose(1, 2))
+        if embed.conv.kernel_size[0] % 2 == 0:
+            y = y[:, :, :-1]
+        return embed.activation(y).transpose(1, 2)
+
+
+def _attention(attention: Any, x: Tensor) -> Tensor:
+    b, t, width = x.shape
+    heads = attention.num_heads
+
+    def split(y: Tensor) -> Tensor:
+        return y.view(b, t, heads, width // heads).transpose(1, 2)
+
+    q, k, v = (split(p(x)) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+    weights = torch.softmax(q @ k.transpose(-1, -2) * (width // heads) ** -0.5, dim=-1)
+    return attention.out_proj((weights @ v).transpose(1, 2).reshape(b, t, width))
+
+
+def _feed_forward(layer: Any, x: Tensor) -> Tensor:
+    return layer.output_dense(layer.intermediate_act_fn(layer.intermediate_dense(x)))
+
+
+def offline_length(samples: int, receptive: int, fps: int) -> int:
+    """Animation frames that the release makes of a clip: `int(S * fps / 50)`."""
+    features = (samples - receptive) // 320 + 1
+    return features * fps // 50
+
+
+def resample_offline(features: Tensor, length: int) -> Tensor:
+    """Features [B, S, A] stretched to [B, length, A] by the release's rule (linear, ends aligned)."""
+    return F.interpolate(features.transpose(1, 2), size=length, mode="linear", align_corners=True).transpose(
+        1, 2
+    )
