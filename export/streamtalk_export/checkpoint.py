@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import HubertConfig
 
 from streamtalk_export.config import ModelConfig
+from streamtalk_export.errors import ExportError
 from streamtalk_export.model import TalkerModel
 
 # Position tables are computed, and the mask embedding serves HuBERT's pre-training alone.
@@ -31,7 +32,7 @@ _WEIGHT_NORM = {
 }
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ExportError):
     """A checkpoint that is unreadable, unsafe, or not of this model."""
 
 
@@ -46,8 +47,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} was refused: it is damaged, or its pickle asks for more than tensors (and could run code). "
-            "Convert it to .safetensors where it came from."
+            f"{path} was refused: it is damaged, or its pickle asks for more than tensors. "
+            "A pickle can run code. Convert it to .safetensors where it came from."
         ) from error
     except (RuntimeError, EOFError, OSError, SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error

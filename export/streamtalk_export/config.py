@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 import yaml
 
+from streamtalk_export.errors import ExportError
+
 Sampler = Literal["ddim", "ddim_legacy"]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -21,7 +23,7 @@ FEATURE_RATE = 50
 """Audio-encoder features a second; both encoders step 320 samples at 16 kHz."""
 
 
-class ConfigError(ValueError):
+class ConfigError(ExportError):
     """A configuration that names something unknown, leaves something out or contradicts itself."""
 
 

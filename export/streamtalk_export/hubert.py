@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from transformers import HubertConfig, HubertModel
 
 from streamtalk_export.config import ConfigError
@@ -95,6 +96,12 @@ class HubertEncoder(nn.Module):
             x = layer.layer_norm(x + _attention(layer.attention, x))
             x = layer.final_layer_norm(x + _feed_forward(layer.feed_forward, x))
         return x
+
+    def fuse_weight_norm(self) -> None:
+        """Replace the positional convolution's weight norm by the weight it stands for."""
+        conv = self.hubert.encoder.pos_conv_embed.conv
+        if parametrize.is_parametrized(conv, "weight"):
+            parametrize.remove_parametrizations(conv, "weight")
 
     def _positions(self, x: Tensor) -> Tensor:
         embed = self.hubert.encoder.pos_conv_embed

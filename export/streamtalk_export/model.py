@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from transformers import HubertConfig
 
 from streamtalk_export.config import ModelConfig
-from streamtalk_export.hubert import HubertEncoder, offline_length, resample_offline
+from streamtalk_export.hubert import HubertEncoder
 from streamtalk_export.mel import MelEncoder
 from streamtalk_export.network import DiffusionNetwork
 from streamtalk_export.sampler import SamplerTable
 from streamtalk_export.vqvae import VQAutoencoder
+from streamtalk_export.windows import OfflineEncoder
 
 
 class TalkerModel(nn.Module):
@@ -43,9 +44,7 @@ class TalkerModel(nn.Module):
     @torch.no_grad()
     def offline_features(self, pcm: Tensor) -> Tensor:
         """Audio features of a whole clip [n] at animation rate by the release's rule: [L, A]."""
-        encoder = self.audio_encoder
-        length = offline_length(len(pcm), encoder.receptive_field, self.config.fps)
-        return resample_offline(encoder(pcm[None]), length)[0]
+        return OfflineEncoder(self.audio_encoder, self.config.fps)(pcm[None])[0]
 
 
 @dataclass(frozen=True)

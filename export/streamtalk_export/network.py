@@ -45,10 +45,15 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(2 * TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, timesteps: Tensor) -> Tensor:
+    @staticmethod
+    def angles(timesteps: Tensor) -> Tensor:
+        """128 cosines, then 128 sines: [N, 256]."""
         k = torch.arange(TIME_FREQUENCIES, dtype=torch.float32, device=timesteps.device)
         angle = timesteps[:, None].float() * torch.exp(-math.log(10000.0) * k / TIME_FREQUENCIES)
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
+        return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        return self.mlp(self.angles(timesteps))
 
 
 class ResidualBlock(nn.Module):

@@ -1,0 +1,286 @@
+"""From a torch model to a model directory: graphs, identities, certificate and manifest."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from streamtalk.manifest import FILE_NAME, SCHEMA_VERSION, Graph, Manifest, Parity, sha256_of
+from streamtalk_export.certificate import PROBE_SECONDS, Probe, certify, probe_audio
+from streamtalk_export.config import Sampler
+from streamtalk_export.errors import ExportError
+from streamtalk_export.graphs import ConditionPredictor, Frame, NewestFrameDecoder, diffusion_head
+from streamtalk_export.hubert import HubertEncoder
+from streamtalk_export.model import TalkerModel
+from streamtalk_export.onnx_file import write_graph
+from streamtalk_export.sampler import sampler_table
+from streamtalk_export.windows import SAMPLE_RATE, AudioWindow, OfflineEncoder, StreamingEncoder, audio_window
+
+IDENTITY = "identity.npz"
+Say = Callable[[str], None]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line can change. None takes the model's own value, or the default noted here."""
+
+    history: int | None = None
+    decode_window: int | None = None
+    """Default: the history."""
+    hop: int | None = None
+    """Default: 4 frames."""
+    context_s: float | None = None
+    """Default: 2 s for HuBERT; all that the mel encoder hears."""
+    lookahead_ms: float | None = None
+    """Default: 200 ms for HuBERT; the least possible for the mel encoder."""
+    steps: int | None = None
+    sampler: Sampler | None = None
+    batch: int = 1
+    fold: bool = True
+    """Fold a linear head; False unrolls it, for measuring what folding saves."""
+
+
+class Identities(msgspec.Struct, frozen=True, kw_only=True):
+    """Faces and names for the model's styles: templates [n, V, 3], faces [F, 3], colors [V, 3] or [0, 3]."""
+
+    speaker_names: tuple[str, ...]
+    templates: npt.NDArray[np.float32]
+    faces: npt.NDArray[np.int32]
+    colors: npt.NDArray[np.uint8]
+
+
+def export_model(
+    model: TalkerModel,
+    identities: Identities,
+    out: Path,
+    settings: Settings,
+    checkpoint_sha256: str,
+    say: Say = lambda _: None,
+) -> Manifest:
+    """Write a model directory at `out`, or raise ExportError and leave what was there.
+
+    The directory is built beside `out` and takes its place complete, certificate included.
+    """
+    config = model.config
+    defaults = config.stream
+    history = settings.history or config.window_size
+    decode_window = settings.decode_window or defaults.decode_window or history
+    hop = settings.hop or defaults.hop or 4
+    steps = settings.steps or config.steps
+    sampler = settings.sampler or config.sampler
+    if decode_window < 2:
+        raise ExportError("--decode-window must be at least 2: the start latent and one frame.")
+    encoder = model.audio_encoder
+    if isinstance(encoder, HubertEncoder):
+        encoder.fuse_weight_norm()
+    window = audio_window(
+        config,
+        encoder,
+        hop,
+        _first(settings.context_s, defaults.context_s),
+        _first(settings.lookahead_ms, defaults.lookahead_ms),
+    )
+    table = sampler_table(config.schedule, steps, sampler)
+    folded = settings.fold and config.predictor.head == "linear"
+    with _new_directory(out) as directory:
+        graphs = _write_graphs(
+            model, table, window, directory, (history, decode_window, settings.batch, folded), say
+        )
+        _write_identity(model, identities, directory / IDENTITY)
+        manifest = Manifest(
+            schema=SCHEMA_VERSION,
+            name=config.name,
+            exporter_version=version("streamtalk"),
+            checkpoint_sha256=checkpoint_sha256,
+            batch=settings.batch,
+            fps=config.fps,
+            sample_rate=SAMPLE_RATE,
+            n_vertices=config.n_vertices,
+            latent_width=config.predictor.vq_dim,
+            condition_width=config.predictor.latent_dim,
+            audio_width=config.predictor.audio_encode_dim,
+            layers=config.predictor.num_layers,
+            heads=config.predictor.n_heads,
+            window_samples=window.window_samples,
+            context_samples=window.context_samples,
+            hop=hop,
+            lookahead_samples=window.lookahead_samples,
+            history=history,
+            decode_window=decode_window,
+            period=config.predictor.period,
+            steps=steps,
+            sampler=sampler,
+            folded=folded,
+            level_floor=config.audio.level_floor,
+            metres_per_unit=1.0,
+            identity=IDENTITY,
+            identity_sha256=sha256_of(directory / IDENTITY),
+            graphs=graphs,
+        )
+        say("checking every graph against the torch model")
+        noise = np.random.default_rng(0).standard_normal(
+            (PROBE_SECONDS * config.fps, config.predictor.vq_dim)
+        )
+        probe = Probe(
+            pcm=probe_audio(PROBE_SECONDS),
+            noise=noise.astype(np.float32),
+            speaker=0,
+            template=identities.templates[0].reshape(-1),
+        )
+        parity = certify(directory, manifest, model, table, window, probe)
+        _enforce(parity)
+        manifest = msgspec.structs.replace(manifest, parity=tuple(parity))
+        encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+        (directory / FILE_NAME).write_bytes(encoded)
+    return manifest
+
+
+def _first(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _enforce(parity: list[Parity]) -> None:
+    missed = [p for p in parity if p.bound is not None and not p.measured <= p.bound]
+    if missed:
+        lines = "; ".join(f"{p.subject} {p.quantity} {p.measured:.3g} > {p.bound:.3g}" for p in missed)
+        raise ExportError(f"The exported graphs do not reproduce the model: {lines}. Nothing was written.")
+
+
+@contextmanager
+def _new_directory(out: Path) -> Iterator[Path]:
+    """A directory that becomes `out` when the block ends well, and vanishes when it does not."""
+    if out.exists() and not (out.is_dir() and ((out / FILE_NAME).exists() or not any(out.iterdir()))):
+        raise ExportError(f"{out} exists and is not an exported model; name another --out or remove it.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise ExportError(f"Cannot write to {out.parent}: {error.strerror}.") from error
+    try:
+        yield building
+        building.chmod(0o755)
+        if out.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+            out.replace(old)
+            building.replace(out)
+            shutil.rmtree(old)
+        else:
+            building.replace(out)
+    except OSError as error:
+        raise ExportError(f"Writing {out} failed: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _write_graphs(
+    model: TalkerModel,
+    table: Any,
+    window: AudioWindow,
+    directory: Path,
+    sizes: tuple[int, int, int, bool],
+    say: Say,
+) -> dict[str, Graph]:
+    config = model.config
+    history, decode_window, B, folded = sizes
+    p = config.predictor
+    C, E, A = p.vq_dim, p.latent_dim, p.audio_encode_dim
+    network = model.diff_ar_network
+    predictor = ConditionPredictor(network, history)
+    head = diffusion_head(network, table, folded)
+    decoder = NewestFrameDecoder(model.autoencoder.decoder, decode_window)
+    zeros = torch.zeros
+    counter = torch.ones(B, dtype=torch.int64)
+    cache = zeros(B, p.num_layers, 2, p.n_heads, history, E // p.n_heads)
+    latents, template = zeros(B, decode_window, C), zeros(B, config.vq.n_vert)
+    graphs: dict[str, Graph] = {}
+
+    def write(
+        name: str,
+        module: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        *outputs: str,
+        dynamic: dict[str, dict[int, str]] | None = None,
+    ) -> None:
+        began = time.perf_counter()
+        graphs[name] = graph = write_graph(module, inputs, outputs, directory / f"{name}.onnx", dynamic)
+        size = sum((directory / file).stat().st_size for file in graph.files) / 1e6
+        say(f"{graph.file:28} {size:8.1f} MB  {time.perf_counter() - began:5.1f} s")
+
+    write(
+        "audio_encoder",
+        StreamingEncoder(model.audio_encoder, window, config.audio.level_floor),
+        {"pcm": zeros(B, window.window_samples)},
+        "audio_features",
+    )
+    write(
+        "audio_encoder_offline",
+        OfflineEncoder(model.audio_encoder, config.fps),
+        {"pcm": zeros(1, 2 * SAMPLE_RATE)},
+        "audio_features",
+        dynamic={"pcm": {1: "samples"}},
+    )
+    write(
+        "condition_predictor",
+        predictor,
+        {
+            "audio_feature": zeros(B, A),
+            "previous_latent": zeros(B, C),
+            "style": zeros(B, E),
+            "position": counter,
+            "kv_cache": cache,
+            "valid_frames": counter,
+        },
+        "condition",
+        "kv_cache_out",
+    )
+    write("diffusion_head", head, {"noise": zeros(B, C), "condition": zeros(B, E)}, "latent")
+    write(
+        "vq_decoder",
+        decoder,
+        {"latents": latents, "valid_latents": counter, "template": template},
+        "vertices",
+    )
+    write(
+        "frame",
+        Frame(predictor, head, decoder),
+        {
+            "audio_feature": zeros(B, A),
+            "noise": zeros(B, C),
+            "style": zeros(B, E),
+            "position": counter,
+            "valid_frames": counter,
+            "valid_latents": counter,
+            "template": template,
+            "kv_cache": cache,
+            "latents": latents,
+            "active": torch.ones(B, dtype=torch.bool),
+        },
+        "vertices",
+        "kv_cache_out",
+        "latents_out",
+    )
+    return graphs
+
+
+def _write_identity(model: TalkerModel, identities: Identities, path: Path) -> None:
+    styles = model.diff_ar_network.obj_vector.weight.numpy()
+    shape = (len(styles), model.config.n_vertices, 3)
+    np.savez(
+        path,
+        styles=styles,
+        speaker_names=np.array(identities.speaker_names),
+        start_latent=model.autoencoder.start_latent().numpy(),
+        templates=np.broadcast_to(identities.templates, shape),
+        faces=identities.faces,
+        colors=identities.colors,
+    )

@@ -1,0 +1,259 @@
+"""The modules that are traced into ONNX: static shapes, batch first, state in and out.
+
+Letters as in the manifest: B batch, A audio width, C latent width, E condition width, H heads, W history,
+D decode window, V vertices, h decoder width. Everything constant is computed here, at export.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from streamtalk_export.fold import fold_cross_attention, fold_head
+from streamtalk_export.network import DiffusionNetwork, history_bias
+from streamtalk_export.sampler import SamplerTable
+from streamtalk_export.vqvae import INSTANCE_NORM_EPS, VQDecoder
+
+MASKED = -1e4
+"""Added to a masked score: exp underflows to 0 in float32, and the number exists in float16."""
+
+
+def frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A Linear with given weights, in float32."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    linear.weight = nn.Parameter(weight.detach().float().contiguous(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().float().contiguous(), requires_grad=False)
+    return linear
+
+
+class PredictorLayer(nn.Module):
+    """One decoder layer for one token with a shift-register cache."""
+
+    bias: Tensor
+
+    def __init__(self, layer: nn.TransformerDecoderLayer, bias: Tensor) -> None:
+        super().__init__()
+        attention = layer.self_attn
+        E = attention.embed_dim
+        self.heads = attention.num_heads
+        scale = torch.ones(3 * E, 1)
+        scale[:E] = (E // self.heads) ** -0.5
+        self.qkv = frozen_linear(attention.in_proj_weight * scale, attention.in_proj_bias * scale[:, 0])
+        self.out = attention.out_proj
+        self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
+        self.linear1, self.linear2, self.activation = layer.linear1, layer.linear2, layer.activation
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor, cross: Tensor, cache: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """x, cross [B, E]; cache [B, 2, H, W, E/H]; mask [B, 1, 1, W, 1] added to the scores."""
+        b, width = x.shape
+        qkv = self.qkv(x).view(b, 3, self.heads, 1, width // self.heads)
+        q, kv = torch.split(qkv, [1, 2], dim=1)
+        cache = torch.cat([cache[:, :, :, 1:], kv], dim=3)
+        keys, values = cache.chunk(2, dim=1)
+        weights = torch.softmax(keys @ q.transpose(-1, -2) + self.bias + mask, dim=3)
+        attended = (weights.transpose(-1, -2) @ values).reshape(b, width)
+        x = self.norm1(x + self.out(attended))
+        x = self.norm2(x + cross)
+        x = self.norm3(x + self.linear2(self.activation(self.linear1(x))))
+        return x, cache
+
+
+class ConditionPredictor(nn.Module):
+    """The condition of one frame from its audio feature, the previous latent and the cache."""
+
+    positions: Tensor
+    slots: Tensor
+
+    def __init__(self, network: DiffusionNetwork, history: int) -> None:
+        super().__init__()
+        config = network.config
+        self.latent_map = network.vq_latent_map
+        self.cross = frozen_linear(*fold_cross_attention(network))
+        # The newest slot is the last: distance 0 there.
+        bias = history_bias(config.n_heads, history, config.period).flip(1)[:, :, None]
+        self.layers = nn.ModuleList(
+            PredictorLayer(layer, bias) for layer in network.transformer_decoder.layers
+        )
+        self.register_buffer("positions", network.positions.clone())
+        self.register_buffer("slots", torch.arange(history)[:, None])
+
+    def forward(
+        self,
+        audio_feature: Tensor,
+        previous_latent: Tensor,
+        style: Tensor,
+        position: Tensor,
+        kv_cache: Tensor,
+        valid_frames: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        x = self.latent_map(previous_latent) + style + F.embedding(position, self.positions)
+        cross = self.cross(audio_feature).chunk(len(self.layers), dim=-1)
+        # Slot s holds a frame from len - 1 - valid on, this frame's own slot included.
+        oldest = (len(self.slots) - 1 - valid_frames)[:, None, None, None, None]
+        mask = torch.where(self.slots < oldest, MASKED, 0.0)
+        caches = []
+        for i, layer in enumerate(self.layers):
+            x, cache = layer(x, cross[i], kv_cache[:, i], mask)
+            caches.append(cache)
+        return x, torch.stack(caches, dim=1)
+
+
+class FoldedHead(nn.Module):
+    """All denoising steps of a linear head: one affine map."""
+
+    def __init__(self, network: DiffusionNetwork, table: SamplerTable) -> None:
+        super().__init__()
+        affine = fold_head(network, table)
+        self.from_noise = frozen_linear(affine.from_noise, None)
+        self.from_condition = frozen_linear(affine.from_condition, affine.offset)
+
+    def forward(self, noise: Tensor, condition: Tensor) -> Tensor:
+        return self.from_noise(noise) + self.from_condition(condition)
+
+
+class UnrolledHead(nn.Module):
+    """Every denoising step written out, for heads that do not fold; time embeddings are constants."""
+
+    times: Tensor
+
+    def __init__(self, network: DiffusionNetwork, table: SamplerTable) -> None:
+        super().__init__()
+        self.network = network
+        self.coefficients = list(zip(table.coef_x0.tolist(), table.coef_xt.tolist(), strict=True))
+        with torch.no_grad():
+            self.register_buffer("times", network.time_emb(torch.from_numpy(table.timesteps)))
+
+    def forward(self, noise: Tensor, condition: Tensor) -> Tensor:
+        x = noise
+        for i, (coef_x0, coef_xt) in enumerate(self.coefficients):
+            x0 = coef_x0 * self.network.denoise(x, condition, self.times[i])
+            x = x0 if coef_xt == 0.0 else x0 + coef_xt * x
+        return x
+
+
+def diffusion_head(network: DiffusionNetwork, table: SamplerTable, fold: bool) -> FoldedHead | UnrolledHead:
+    return FoldedHead(network, table) if fold else UnrolledHead(network, table)
+
+
+class DecoderBlock(nn.Module):
+    """Pre-norm attention and feed-forward; `newest` limits queries and output to the last token."""
+
+    def __init__(self, attention: Any, feed_forward: Any, newest: bool) -> None:
+        super().__init__()
+        inner = attention.fn.fn
+        h = inner.to_out.weight.shape[0]
+        self.heads: int = inner.heads
+        self.newest = newest
+        q, kv = inner.to_qkv.weight.split([h, 2 * h])
+        self.q, self.kv = frozen_linear(q * inner.scale, None), frozen_linear(kv, None)
+        self.out = inner.to_out
+        self.norm1, self.norm2 = attention.fn.norm, feed_forward.fn.norm
+        self.l1, self.l2 = feed_forward.fn.fn.l1, feed_forward.fn.fn.l2
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x [B, D, h]; mask [B, 1, 1, D] added to the scores."""
+        b, window, h = x.shape
+        y = self.norm1(x)
+        if self.newest:
+            x = x[:, -1:]
+        queries = y[:, -1:] if self.newest else y
+        q = self.q(queries).view(b, -1, self.heads, h // self.heads).transpose(1, 2)
+        k, v = self.kv(y).view(b, window, 2, self.heads, h // self.heads).permute(2, 0, 3, 1, 4)
+        weights = torch.softmax(q @ k.transpose(-1, -2) + mask, dim=-1)
+        x = x + self.out((weights @ v).transpose(1, 2).reshape(b, -1, h))
+        return x + self.l2(F.gelu(self.l1(self.norm2(x))))
+
+
+class NewestFrameDecoder(nn.Module):
+    """The newest frame's vertices from the last latents, in a static window with the empty slots masked.
+
+    Empty slots hold copies of the oldest valid latent, which is what replicate padding sees, and take no part
+    in the statistics and the attention.
+    """
+
+    slots: Tensor
+
+    def __init__(self, decoder: VQDecoder, window: int) -> None:
+        super().__init__()
+        self.pre = decoder.decoder_linear_embedding_pre
+        expander: Any = decoder.expander[0]
+        conv = expander[0]
+        self.conv_weight, self.conv_bias = conv.weight, conv.bias
+        self.slope: float = expander[1].negative_slope
+        self.instance_norm = len(expander) == 3
+        embedding: Any = decoder.decoder_linear_embedding.net
+        self.embedding = frozen_linear(embedding.weight, embedding.bias + decoder.row)
+        net = list(decoder.decoder_transformer.net)
+        self.blocks = nn.ModuleList(
+            DecoderBlock(net[i], net[i + 1], newest=i + 2 == len(net)) for i in range(0, len(net), 2)
+        )
+        self.to_vertices = decoder.vertice_map_reverse
+        self.register_buffer("slots", torch.arange(window)[:, None])
+
+    def forward(self, latents: Tensor, valid_latents: Tensor, template: Tensor) -> Tensor:
+        """latents [B, D, C] right-aligned, valid_latents [B], template [B, 3V]; vertices [B, V, 3]."""
+        oldest = (len(self.slots) - valid_latents)[:, None, None]
+        valid = self.slots >= oldest  # [B, D, 1]
+        first = (self.slots == oldest).to(latents.dtype).transpose(1, 2) @ latents
+        x = self.pre(torch.where(valid, latents, first)).transpose(1, 2)
+        x = torch.cat([x[:, :, :1], x[:, :, :1], x, x[:, :, -1:], x[:, :, -1:]], dim=2)
+        x = F.leaky_relu(F.conv1d(x, self.conv_weight, self.conv_bias), self.slope).transpose(1, 2)
+        if self.instance_norm:
+            x = self._normalise(x, valid.to(x.dtype), valid_latents.to(x.dtype)[:, None, None])
+        x = self.embedding(x)
+        mask = torch.where(valid, 0.0, MASKED).transpose(1, 2)[:, None]
+        for block in self.blocks:
+            x = block(x, mask)
+        return (template + self.to_vertices(x)[:, 0]).view(len(template), -1, 3)
+
+    @staticmethod
+    def _normalise(x: Tensor, valid: Tensor, count: Tensor) -> Tensor:
+        """InstanceNorm over the valid tokens of [B, D, h]: biased variance, no affine."""
+        centred = (x - (x * valid).sum(1, keepdim=True) / count) * valid
+        variance = centred.square().sum(1, keepdim=True) / count
+        return centred * torch.rsqrt(variance + INSTANCE_NORM_EPS)
+
+
+class Frame(nn.Module):
+    """Predictor, head and decoder in one graph, state in and out."""
+
+    decode_window: Tensor
+
+    def __init__(
+        self, predictor: ConditionPredictor, head: FoldedHead | UnrolledHead, decoder: NewestFrameDecoder
+    ) -> None:
+        super().__init__()
+        self.predictor, self.head, self.decoder = predictor, head, decoder
+        self.register_buffer("decode_window", torch.tensor([len(decoder.slots)]))
+
+    def forward(
+        self,
+        audio_feature: Tensor,
+        noise: Tensor,
+        style: Tensor,
+        position: Tensor,
+        valid_frames: Tensor,
+        valid_latents: Tensor,
+        template: Tensor,
+        kv_cache: Tensor,
+        latents: Tensor,
+        active: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        condition, cache = self.predictor(
+            audio_feature, latents[:, -1], style, position, kv_cache, valid_frames
+        )
+        latent = self.head(noise, condition)
+        window = torch.cat([latents[:, 1:], latent[:, None]], dim=1)
+        seen = torch.minimum(valid_latents + 1, self.decode_window)
+        vertices = self.decoder(window, seen, template)
+        kept = active[:, None, None]
+        return (
+            vertices,
+            torch.where(kept[..., None, None, None], cache, kv_cache),
+            torch.where(kept, window, latents),
+        )

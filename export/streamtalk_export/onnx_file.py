@@ -1,0 +1,114 @@
+"""Tracing a module into an ONNX file: opset 18, IR 10, operators that TensorRT 10.3 parses."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from streamtalk.manifest import Graph, sha256_of
+from streamtalk.manifest import Tensor as TensorInfo
+from streamtalk_export.errors import ExportError
+
+OPSET = 18
+IR_VERSION = 10
+EXTERNAL_DATA_BYTES = 64 << 20
+"""Weights above this go to a file beside the graph, which loaders can map instead of parse."""
+
+DYNAMIC_MINIMUM = 3200
+"""Smallest size the tracer may assume for a dynamic axis, samples of audio: enough for a few features."""
+
+# Operators of the exported graphs that TensorRT 10.3's parser lists as supported.
+OPERATORS = frozenset(
+    """Add Cast Clip Concat Constant Conv Cos Div Equal Erf Exp Expand Flatten Floor Gather GatherND Gemm Greater
+    GreaterOrEqual Identity InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log MatMul Max
+    Min Mul Neg Not Pad Pow Range Reciprocal ReduceMean ReduceSum Relu Reshape Resize Shape Sigmoid Sin Slice
+    Softmax Split Sqrt Squeeze Sub Transpose Unsqueeze Where""".split()
+)
+
+
+def write_graph(
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    outputs: tuple[str, ...],
+    path: Path,
+    dynamic: dict[str, dict[int, str]] | None = None,
+) -> Graph:
+    """Trace `module` with example `inputs` (named, in order) into `path`; returns its manifest entry.
+
+    `dynamic` names axes of unknown size by input. Raises ExportError where an operator is out of bounds.
+    """
+    shapes = None
+    if dynamic:
+        shapes = tuple(
+            {axis: torch.export.Dim(name, min=DYNAMIC_MINIMUM) for axis, name in dynamic.get(key, {}).items()}
+            for key in inputs
+        )
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module.eval(),
+            # Distinct objects: the tracer merges inputs that are the same tensor.
+            tuple(value.clone() for value in inputs.values()),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            opset_version=OPSET,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError(f"Tracing {path.name} gave no graph.")
+    model = program.model_proto
+    _anonymise(model)
+    _check(model, path.name)
+    data = path.name + ".data"
+    external = sum(len(t.raw_data) for t in model.graph.initializer) > EXTERNAL_DATA_BYTES
+    onnx.save(model, path, save_as_external_data=external, location=data, size_threshold=1024)
+    names = [path.name, data] if external else [path.name]
+    return Graph(
+        file=path.name,
+        files={name: sha256_of(path.parent / name) for name in names},
+        precision="fp32",
+        inputs=tuple(_describe(value) for value in model.graph.input),
+        outputs=tuple(_describe(value) for value in model.graph.output),
+    )
+
+
+def _anonymise(model: onnx.ModelProto) -> None:
+    """Drop the tracer's notes: they hold paths of the exporting machine, which also change every hash."""
+    for holder in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output):
+        del holder.metadata_props[:]
+        holder.doc_string = ""
+    for item in (*model.graph.value_info, *model.graph.initializer):
+        del item.metadata_props[:]
+        item.doc_string = ""
+
+
+def _check(model: onnx.ModelProto, name: str) -> None:
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    if versions != {"": OPSET} or model.ir_version != IR_VERSION or model.functions:
+        raise ExportError(
+            f"{name} came out as opset {versions}, IR {model.ir_version}; expected opset {OPSET}, IR "
+            f"{IR_VERSION}. Use the versions of torch and onnxscript in constraints.txt."
+        )
+    foreign = sorted({node.op_type for node in model.graph.node} - OPERATORS)
+    if foreign:
+        raise ExportError(f"{name} uses {', '.join(foreign)}, which TensorRT 10.3 is not known to parse.")
+
+
+def _describe(value: onnx.ValueInfoProto) -> TensorInfo:
+    kinds = {
+        onnx.TensorProto.FLOAT: "float32",
+        onnx.TensorProto.INT64: "int64",
+        onnx.TensorProto.BOOL: "bool",
+    }
+    tensor = value.type.tensor_type
+    shape = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
+    return TensorInfo(value.name, kinds[tensor.elem_type], shape)  # type: ignore[arg-type]

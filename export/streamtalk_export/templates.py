@@ -1,0 +1,136 @@
+"""Neutral faces and meshes from files: arrays, archives, meshes, and the datasets' pickles read safely."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtalk_export.errors import ExportError
+
+Float32 = npt.NDArray[np.float32]
+
+# All that numpy needs to rebuild an array, under the names of old and new versions.
+_ARRAY_GLOBALS = {
+    (module, name)
+    for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric")
+    for name in ("ndarray", "dtype", "_reconstruct", "_frombuffer")
+} | {("_codecs", "encode")}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ARRAY_GLOBALS:
+            return super().find_class(module, name)
+        raise ExportError(f"The pickle asks for {module}.{name}; only numpy arrays are admitted.")
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Neutral vertices [n, V, 3] float32 and their names, empty where the file has none."""
+
+    vertices: Float32
+    names: tuple[str, ...]
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            # latin1: the datasets' pickles were written by Python 2.
+            content = _ArraysOnly(file, encoding="latin1").load()
+    except ExportError as error:
+        raise ExportError(f"{path} was refused. {error}") from None
+    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, ValueError, TypeError) as error:
+        raise ExportError(f"{path} is not a readable pickle: {error}") from error
+    return content if isinstance(content, dict) else {"": content}
+
+
+def _read_mesh(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Vertices [V, 3] and faces [F, 3] of an .obj, .ply or other mesh file, in the file's order."""
+    import trimesh
+
+    try:
+        mesh: Any = trimesh.load(path, process=False, maintain_order=True, force="mesh")
+        return np.asarray(mesh.vertices), np.asarray(mesh.faces)
+    except (ValueError, KeyError, IndexError, AttributeError, OSError, NotImplementedError) as error:
+        raise ExportError(f"{path} is not a readable mesh: {error}") from error
+
+
+def _read_arrays(path: Path) -> dict[str, Any]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ExportError(f"{path} is not a readable numpy file: {error}") from error
+    return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"": loaded}
+
+
+def read_templates(path: Path, n_vertices: int, speakers: Sequence[str]) -> Templates:
+    """Neutral faces from .npy, .npz, .pkl (name to [V, 3]) or a mesh. Raises ExportError.
+
+    Where the file names its faces and all `speakers` are among them, theirs are taken, in that order.
+    """
+    if not path.is_file():
+        raise ExportError(f"No template at {path}.")
+    if path.suffix in (".npy", ".npz"):
+        content = _read_arrays(path)
+    elif path.suffix in (".pkl", ".pickle"):
+        content = _read_pickle(path)
+    else:
+        content = {"": _read_mesh(path)[0]}
+    if "templates" in content:
+        names = tuple(str(name) for name in content.get("speaker_names", ()))
+        return Templates(_shaped(content["templates"], n_vertices, path), names)
+    if speakers and set(speakers) <= content.keys():
+        stacked = np.concatenate([_shaped(content[name], n_vertices, path) for name in speakers])
+        return Templates(stacked, tuple(speakers))
+    if len(content) == 1:
+        return Templates(_shaped(next(iter(content.values())), n_vertices, path), ())
+    raise ExportError(
+        f"{path} holds {len(content)} faces ({', '.join(map(str, list(content)[:6]))} ...); expected one, an "
+        f"array `templates`, or those of the speakers ({', '.join(speakers) or 'unnamed'})."
+    )
+
+
+def _shaped(array: Any, n_vertices: int, path: Path) -> Float32:
+    values = np.asarray(array)
+    if values.dtype.kind not in "fiu" or values.size == 0 or values.size % (3 * n_vertices):
+        raise ExportError(
+            f"{path}: a template of shape {list(values.shape)} ({values.dtype}); expected {n_vertices} vertices "
+            f"of 3 coordinates."
+        )
+    shaped = values.reshape(-1, n_vertices, 3).astype(np.float32)
+    if not np.isfinite(shaped).all():
+        raise ExportError(f"{path}: the template holds values that are not finite.")
+    return shaped
+
+
+def read_faces(path: Path, n_vertices: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """Triangles [F, 3] and vertex colours [V, 3] (or [0, 3]) from .npz, .npy or a mesh. Raises ExportError."""
+    if not path.is_file():
+        raise ExportError(f"No faces at {path}.")
+    colors = np.empty((0, 3), np.uint8)
+    if path.suffix in (".npy", ".npz"):
+        content = _read_arrays(path)
+        faces = content.get("faces", content.get(""))
+        colors = content.get("colors", colors)
+    else:
+        faces = _read_mesh(path)[1]
+    if faces is None:
+        raise ExportError(f"{path} has no array `faces`.")
+    faces = np.asarray(faces)
+    if faces.ndim != 2 or faces.shape[1] != 3 or faces.dtype.kind not in "iu":
+        raise ExportError(
+            f"{path}: faces of shape {list(faces.shape)} ({faces.dtype}); expected [F, 3] integers."
+        )
+    if len(faces) and not (faces.min() >= 0 and faces.max() < n_vertices):
+        raise ExportError(
+            f"{path}: faces index vertices {faces.min()} to {faces.max()}; the model has {n_vertices}."
+        )
+    if colors.shape not in ((0, 3), (n_vertices, 3)):
+        raise ExportError(f"{path}: colors of shape {list(colors.shape)}; expected [{n_vertices}, 3].")
+    return faces.astype(np.int32), colors.astype(np.uint8)
