@@ -1,0 +1,151 @@
+"""The exported graphs, driven frame by frame through onnxruntime, against the golden vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+
+from streamtalk.manifest import sha256_of
+from streamtalk_export.onnx_file import IR_VERSION, OPERATORS, OPSET
+from tests.export.golden import Array, Driver, Golden
+
+TOLERANCE = 2e-5
+"""Vertices, latents and conditions over all frames; measured below 1e-5."""
+FEATURE_TOLERANCE = 1e-4
+"""Offline audio features."""
+
+Exported = Callable[[Golden, str], Driver]
+samplers = pytest.mark.parametrize("sampler", ["ddim", "ddim_legacy"])
+
+
+def close(got: Array, want: Array, tolerance: float = TOLERANCE) -> None:
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance, strict=True)
+
+
+def style_of(golden: Golden) -> Array:
+    return golden.model.diff_ar_network.obj_vector.weight[int(golden["speaker"])].numpy()
+
+
+@samplers
+def test_fused_frames(golden: Golden, exported: Exported, sampler: str) -> None:
+    driver = exported(golden, sampler)
+    frames = driver.frames(
+        golden["features_offline"],
+        golden["noise"],
+        style_of(golden),
+        golden["template"],
+        golden["start_latent"],
+    )
+    got = np.stack([vertices[0] for vertices in frames])
+    close(got.reshape(len(got), -1), golden[f"grow_{sampler}_vertices"])
+
+
+@samplers
+def test_stages(golden: Golden, exported: Exported, sampler: str) -> None:
+    driver = exported(golden, sampler)
+    m = driver.manifest
+    predictor = driver.zeros("condition_predictor")
+    predictor["style"][:] = style_of(golden)
+    latents = driver.zeros("vq_decoder")["latents"]
+    latents[:, -1] = golden["start_latent"]
+    for i, feature in enumerate(golden["features_offline"]):
+        predictor["audio_feature"][:] = feature
+        predictor["previous_latent"] = latents[:, -1]
+        predictor["position"][:] = i % m.period
+        predictor["valid_frames"][:] = min(i, m.history)
+        out = driver.run("condition_predictor", **predictor)
+        predictor["kv_cache"] = out["kv_cache_out"]
+        close(out["condition"][0], golden[f"grow_{sampler}_conditions"][i])
+        noise = golden["noise"][None, i]
+        latent = driver.run("diffusion_head", noise=noise, condition=out["condition"])["latent"]
+        close(latent[0], golden[f"grow_{sampler}_latents"][i])
+        latents = np.concatenate([latents[:, 1:], latent[:, None]], axis=1)
+        seen = np.array([min(i + 2, m.decode_window)])
+        template = golden["template"][None]
+        vertices = driver.run("vq_decoder", latents=latents, valid_latents=seen, template=template)[
+            "vertices"
+        ]
+        close(vertices.reshape(-1), golden[f"grow_{sampler}_vertices"][i])
+
+
+def test_offline_features(golden: Golden, exported: Exported) -> None:
+    driver = exported(golden, "ddim")
+    got = driver.run("audio_encoder_offline", pcm=golden["pcm"][None])["audio_features"]
+    close(got[0], golden["features_offline"], FEATURE_TOLERANCE)
+    # Another length, so that nothing of the traced example has stuck.
+    shorter = driver.run("audio_encoder_offline", pcm=golden["pcm"][None, :20000])["audio_features"]
+    features = (20000 - 400) // 320 + 1
+    assert shorter.shape[1] == features * golden.config.fps // 50
+
+
+def test_inactive_slot_keeps_its_state(golden: Golden, exported: Exported) -> None:
+    driver = exported(golden, "ddim")
+    rng = np.random.default_rng(0)
+    inputs = driver.zeros("frame")
+    for name in ("kv_cache", "latents", "noise", "audio_feature", "style"):
+        inputs[name][:] = rng.standard_normal(inputs[name].shape)
+    out = driver.run("frame", **inputs)
+    assert np.array_equal(out["kv_cache_out"], inputs["kv_cache"])
+    assert np.array_equal(out["latents_out"], inputs["latents"])
+    inputs["active"][:] = True
+    out = driver.run("frame", **inputs)
+    assert not np.array_equal(out["kv_cache_out"], inputs["kv_cache"])
+    assert np.array_equal(out["latents_out"][:, :-1], inputs["latents"][:, 1:])
+
+
+def test_unfilled_slots_do_not_matter(golden: Golden, exported: Exported) -> None:
+    driver = exported(golden, "ddim")
+    rng = np.random.default_rng(1)
+    inputs = driver.zeros("frame")
+    for name in ("noise", "audio_feature", "style"):
+        inputs[name][:] = rng.standard_normal(inputs[name].shape)
+    inputs["active"][:], inputs["valid_frames"][:], inputs["valid_latents"][:] = True, 3, 4
+    clean = driver.run("frame", **inputs)["vertices"]
+    inputs["kv_cache"][..., :-3, :] = 7.0
+    inputs["latents"][:, :-4] = -5.0
+    close(driver.run("frame", **inputs)["vertices"], clean, 1e-6)
+    inputs["kv_cache"][..., -3, :] = 7.0
+    assert np.abs(driver.run("frame", **inputs)["vertices"] - clean).max() > 1e-4
+
+
+def test_window_that_has_filled(golden: Golden, exported: Exported) -> None:
+    """A decode window full of latents is the release's decoder on those latents."""
+    import torch
+
+    driver = exported(golden, "ddim")
+    D = driver.manifest.decode_window
+    latents = (
+        np.random.default_rng(2).standard_normal((1, D, driver.manifest.latent_width)).astype(np.float32)
+    )
+    template = golden["template"][None]
+    got = driver.run("vq_decoder", latents=latents, valid_latents=np.array([D]), template=template)[
+        "vertices"
+    ]
+    with torch.no_grad():
+        want = golden.model.autoencoder.decoder(torch.from_numpy(latents))[0, -1].numpy()
+    close(got.reshape(-1), template[0] + want)
+
+
+def test_contract_of_every_graph(golden: Golden, exported: Exported) -> None:
+    driver = exported(golden, "ddim")
+    expected = {"audio_encoder", "condition_predictor", "diffusion_head", "vq_decoder", "frame"}
+    assert set(driver.manifest.graphs) == expected | {"audio_encoder_offline"}
+    for name, graph in driver.manifest.graphs.items():
+        model = onnx.load(driver.directory / graph.file)
+        onnx.checker.check_model(model, full_check=True)
+        assert (model.ir_version, model.opset_import[0].version) == (IR_VERSION, OPSET)
+        assert {node.op_type for node in model.graph.node} <= OPERATORS
+        assert graph.files == {file: sha256_of(driver.directory / file) for file in graph.files}
+        static = all(isinstance(size, int) for tensor in graph.inputs for size in tensor.shape)
+        assert static == (name != "audio_encoder_offline")
+
+
+def test_certificate_holds(golden: Golden, exported: Exported) -> None:
+    parity = exported(golden, "ddim").manifest.parity
+    gated = [line for line in parity if line.bound is not None]
+    assert {line.subject for line in gated} == set(exported(golden, "ddim").manifest.graphs)
+    assert all(line.bound is not None and line.measured <= line.bound for line in gated)
+    assert any("streaming_vs_offline" in line.quantity for line in parity)
