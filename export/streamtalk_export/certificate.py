@@ -26,7 +26,7 @@ STAGE_BOUND = 2e-5
 """Largest error of conditions, latents and vertices, relative to the reference's peak where that passes 1."""
 FEATURE_BOUND = 1e-4
 """The same for audio features, which pass through many more layers."""
-MAX_FRAMES = 40
+MAX_FRAMES = 32
 PROBE_SECONDS = 4
 
 

@@ -83,7 +83,9 @@ class HubertEncoder(nn.Module):
             if index == 0:
                 x = layer.layer_norm(x)
                 if gain is not None:
-                    x = x * gain
+                    # Towards the bias, which is what digital silence gives.
+                    silent = layer.layer_norm.bias[:, None]
+                    x = silent + gain * (x - silent)
             x = layer.activation(x)
         projection = self.hubert.feature_projection
         x = x.transpose(1, 2)

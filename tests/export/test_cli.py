@@ -1,0 +1,119 @@
+"""The exporter's command line: what it writes, and every way it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamtalk.manifest import Parity
+from streamtalk_export import export_model as exporter
+from streamtalk_export.cli import main
+from tests.export.golden import DATA, Driver, Golden, load_golden
+
+GOLDEN = load_golden("vocaset_small")
+SMALL = ["--config", str(DATA / "vocaset_small" / "config.yaml")]
+SMALL += ["--hubert-config", str(DATA / "vocaset_small" / "hubert_config.json"), "--random-weights", "3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--config", "vocaset"], "needs --checkpoint FILE or --random-weights SEED"),
+        (["--checkpoint", "x.ckpt"], "--config is needed"),
+        (["--config", "none.yaml", "--random-weights", "1"], "neither a file nor a preset"),
+        ([*SMALL[:2], "--checkpoint", "none.ckpt"], "audio_encode_dim is 40"),
+        ([*SMALL[:4], "--checkpoint", "none.ckpt"], "No checkpoint at none.ckpt"),
+        ([*SMALL, "--template", "none.npy"], "No template at none.npy"),
+        ([*SMALL, "--targets", "coreml"], "--targets coreml is unknown"),
+        ([*SMALL, "--lookahead", "1"], "lookahead of 1 ms is too short"),
+        ([*SMALL, "--steps", "2000"], "expected 1 to 1000"),
+        ([*SMALL, "--decode-window", "1"], "--decode-window must be at least 2"),
+    ],
+)
+def test_refusals(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+    assert main([*arguments, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_export_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    assert main([*SMALL, "--out", str(tmp_path)]) == 2
+    assert "is not an exported model" in capsys.readouterr().err
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_a_missed_bound_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missed = Parity(subject="frame", quantity="max_abs_error", frames=1, measured=float("nan"), bound=1.0)
+    monkeypatch.setattr(exporter, "certify", lambda *_: [missed])
+    assert main([*SMALL, "--out", str(tmp_path / "model"), "--history", "4"]) == 2
+    assert "do not reproduce the model: frame max_abs_error nan > 1" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_reach_the_manifest_and_an_export_is_replaced_whole(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    options = [
+        "--history",
+        "6",
+        "--decode-window",
+        "5",
+        "--hop",
+        "2",
+        "--audio-context",
+        "0.5",
+        "--batch",
+        "2",
+    ]
+    options += ["--lookahead", "120", "--steps", "10", "--sampler", "ddim"]
+    assert main([*SMALL, "--out", str(out), *options]) == 0
+    first = Driver(out).manifest
+    assert (first.history, first.decode_window, first.hop, first.batch, first.steps) == (6, 5, 2, 2, 10)
+    assert (first.context_samples, first.lookahead_samples) == (8000, 1920)
+    assert first.window_samples == 8000 + 534 + 1920
+    assert first.checkpoint_sha256 == "random-weights-3"
+    (out / "leftover.engine").touch()
+    assert main([*SMALL, "--out", str(out), "--history", "4"]) == 0
+    assert Driver(out).manifest.history == 4
+    assert Driver(out).manifest.decode_window == 4
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert not (out / "leftover.engine").exists()
+
+
+def test_batch_slots_are_independent(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    assert main([*SMALL, "--out", str(out), "--history", "8", "--batch", "2"]) == 0
+    driver = Driver(out)
+    rng = np.random.default_rng(0)
+    inputs = driver.zeros("frame")
+    for name in ("kv_cache", "latents", "noise", "audio_feature", "style"):
+        inputs[name][:] = rng.standard_normal(inputs[name].shape)
+    inputs["active"][:] = [True, False]
+    inputs["valid_frames"][:], inputs["valid_latents"][:] = [3, 8], [4, 8]
+    before = driver.run("frame", **inputs)
+    for name in ("kv_cache", "latents", "noise", "audio_feature", "style"):
+        inputs[name][1] = rng.standard_normal(inputs[name][1].shape)
+    after = driver.run("frame", **inputs)
+    np.testing.assert_allclose(after["vertices"][0], before["vertices"][0], rtol=0, atol=1e-6)
+    assert np.abs(after["vertices"][1] - before["vertices"][1]).max() > 1e-3
+    assert np.array_equal(after["kv_cache_out"][1], inputs["kv_cache"][1])
+
+
+def test_identity_file(exported: Callable[[Golden, str], Driver]) -> None:
+    directory = exported(GOLDEN, "ddim").directory
+    with np.load(directory / "identity.npz", allow_pickle=False) as identity:
+        assert identity["styles"].shape == (3, 48)
+        np.testing.assert_allclose(identity["start_latent"], GOLDEN["start_latent"], atol=1e-6)
+        assert identity["templates"].shape == (3, 93, 3)
+        assert np.array_equal(identity["templates"][2].reshape(-1), GOLDEN["template"])
+        assert len(identity["speaker_names"]) == 3
