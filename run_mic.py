@@ -1,0 +1,8 @@
+"""Microphone, file or stdin in, talking face out. `python run_mic.py --help`; also `streamtalk run`."""
+
+import sys
+
+from streamtalk.cli import run_mic
+
+if __name__ == "__main__":
+    sys.exit(run_mic())

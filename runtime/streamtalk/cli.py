@@ -1,0 +1,237 @@
+"""The command line: `streamtalk run` (which `run_mic.py` is), `streamtalk devices`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from streamtalk.audio.devices import input_devices, listing, portaudio
+from streamtalk.audio.microphone import Microphone
+from streamtalk.audio.raw import FORMATS
+from streamtalk.audio.sources import FileSource, RawSource, Source
+from streamtalk.backends import AUTO
+from streamtalk.errors import OutputError, SpeakerError, StreamTalkError, UsageError
+from streamtalk.identity import Speaker, SpeakerId
+from streamtalk.output import Output
+from streamtalk.output.background import Background
+from streamtalk.output.film import ContactSheetOutput, Face, LiveOutput, VideoOutput
+from streamtalk.output.npz import NpzOutput
+from streamtalk.run import Report, Run
+from streamtalk.status import StatusLine, say
+from streamtalk.stream import Stream
+from streamtalk.talker import Talker
+
+DEFAULT_ENGINE = Path("engines/bundled")
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argument errors as UsageError: one sentence like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script `streamtalk`. Returns the exit code: 0, 2 for bad input, 130 for a cut file."""
+    parser = _Parser("streamtalk", description="Talking 3D faces from audio, at a constant latency.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    run = commands.add_parser("run", help="audio in, frames out", description=_RUN)
+    _add_run_arguments(run)
+    run.set_defaults(action=_run)
+    devices = commands.add_parser("devices", help="list sound input devices")
+    devices.set_defaults(action=_devices)
+    return _guarded(parser, argv)
+
+
+def run_mic(argv: Sequence[str] | None = None) -> int:
+    """The script `run_mic.py`. Returns the exit code, as `main` does."""
+    parser = _Parser("run_mic.py", description=_RUN)
+    _add_run_arguments(parser)
+    parser.set_defaults(action=_run)
+    return _guarded(parser, argv)
+
+
+_RUN = (
+    "Listen to a microphone, a file or stdin and animate a face. A status line goes to stderr; Ctrl-C ends "
+    "and keeps what was made."
+)
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--engine",
+        type=Path,
+        default=DEFAULT_ENGINE,
+        metavar="DIR",
+        help="what export.py wrote (%(default)s)",
+    )
+    add("--backend", default=AUTO, help="%(default)s takes the first that works")
+    add("--threads", type=int, metavar="N", help="CPU threads of a model run (the cores, at most 4)")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--wav", type=Path, metavar="FILE", help="a sound file, in real time or --fast")
+    source.add_argument("--device", metavar="ID", help="a microphone's number or name (the default one)")
+    source.add_argument("--stdin", action="store_true", help="raw mono samples at the model's rate")
+    source.add_argument("--list-devices", action="store_true", help="list microphones and exit")
+    add("--stdin-format", choices=sorted(FORMATS), default="s16le", help="of --stdin (%(default)s)")
+    add("--speaker", metavar="WHO", help="a name, a number or a blend such as ada=.7,bo=.3 (the first)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the noise: the same seed, the same frames (%(default)s)",
+    )
+    add("--fast", action="store_true", help="do not wait for real time")
+    add(
+        "--out",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="x.npz or x.mp4; may be repeated",
+    )
+    add("--contact-sheet", type=Path, metavar="FILE", help="a PNG of frames of the whole run")
+    add("--view", action="store_true", help="show the face live on a local page")
+    add("--json", action="store_true", help="print one JSON object on stdout at the end")
+
+
+def _guarded(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    """Run a command; what a person can mend becomes a sentence on stderr and exit code 2."""
+    try:
+        arguments = parser.parse_args(argv)
+        action: Callable[[argparse.Namespace], int] = arguments.action
+        return action(arguments)
+    except (StreamTalkError, OSError) as error:
+        say(f"error: {error}")
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _devices(_arguments: argparse.Namespace) -> int:
+    _print(listing(input_devices(portaudio())))
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.list_devices:
+        return _devices(arguments)
+    if arguments.fast and not (arguments.wav or arguments.stdin):
+        raise UsageError("--fast needs --wav or --stdin: a microphone gives no more than it hears.")
+    talker = Talker.load(arguments.engine, arguments.backend, threads=arguments.threads)
+    with ExitStack() as stack:
+        stream = stack.enter_context(
+            talker.open(_speaker(arguments.speaker, talker.speakers), seed=arguments.seed)
+        )
+        source = _source(arguments, talker, stack)
+        run = Run(talker, stream, source, _outputs(arguments, talker, stream, stack))
+        status = StatusLine()
+        try:
+            failure = run.play(status)
+        finally:
+            status.finish(run)
+        report = run.report()
+    _warn(run, report, source)
+    if arguments.json and report.frames:
+        _print(json.dumps({**asdict(report), **_labels(arguments, source)}))
+    if failure is not None:
+        raise failure
+    return INTERRUPTED if report.interrupted and not source.live else 0
+
+
+def _source(arguments: argparse.Namespace, talker: Talker, stack: ExitStack) -> Source:
+    if arguments.wav:
+        return FileSource(arguments.wav, talker.sample_rate, arguments.fast)
+    if arguments.stdin:
+        return RawSource(sys.stdin.buffer, arguments.stdin_format, talker.sample_rate, arguments.fast)
+    wanted = arguments.device
+    device = int(wanted) if wanted is not None and wanted.isdecimal() else wanted
+    microphone = Microphone(portaudio(), device, talker.sample_rate)
+    stack.callback(microphone.close)
+    say(f"Listening to {microphone.label}; Ctrl-C ends.")
+    return microphone
+
+
+def _outputs(arguments: argparse.Namespace, talker: Talker, stream: Stream, stack: ExitStack) -> list[Output]:
+    outputs: list[Output] = []
+
+    def add(output: Output) -> None:
+        stack.callback(output.close)  # for the case that the next one cannot be opened
+        outputs.append(output)
+
+    face = Face(stream.template, talker.faces, talker.colors, talker.fps, talker.sample_rate)
+    for path in arguments.out:
+        if path.suffix == ".npz":
+            add(NpzOutput(path, talker.manifest.n_vertices, talker.fps, talker.faces))
+        elif path.suffix == ".mp4":
+            add(Background(partial(VideoOutput, path, face)))
+        else:
+            raise OutputError(
+                f"--out {path}: the name must end in .npz (vertices) or .mp4 (film with sound)."
+            )
+    if arguments.contact_sheet:
+        add(ContactSheetOutput(arguments.contact_sheet, face))
+    if arguments.view:
+        live = LiveOutput(face)
+        say(f"The face is at {live.url}")
+        add(live)
+    return outputs
+
+
+def _speaker(text: str | None, known: tuple[str, ...]) -> Speaker:
+    """`--speaker`: a name, else an index, else `name=weight,...`. Names are tried first, whatever they look
+    like.
+    """
+    if text is None or text in known:
+        return text
+    if "=" not in text:
+        return int(text) if text.isdecimal() else text
+    blend: dict[SpeakerId, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.rpartition("=")
+        try:
+            blend[int(name) if name.isdecimal() and name not in known else name] = float(weight)
+        except ValueError as error:
+            raise SpeakerError(
+                f"--speaker {text}: {part!r} is not NAME=WEIGHT, such as {known[0]}=.7."
+            ) from error
+    return blend
+
+
+def _labels(arguments: argparse.Namespace, source: Source) -> dict[str, object]:
+    return {
+        "source": source.label,
+        "engine": str(arguments.engine),
+        "seed": arguments.seed,
+        "out": [str(path) for path in arguments.out],
+    }
+
+
+def _warn(run: Run, report: Report, source: Source) -> None:
+    if run.clips:
+        say(f"warning: {100 * report.clipped_share:.1f} % of the samples clip; turn the input gain down.")
+    if report.overflows:
+        say(f"warning: {source.label} overflowed {report.overflows} times; audio was lost.")
+    if report.reconnects:
+        say(f"warning: {source.label} was gone and came back {report.reconnects} times.")
+
+
+def _print(text: str) -> None:
+    """Print to stdout. Raises OutputError if nobody reads it any more or it cannot be written."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # Or the interpreter tries again at its exit and complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise OutputError(f"stdout cannot be written: {error.strerror}.") from error

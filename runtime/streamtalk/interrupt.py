@@ -1,0 +1,49 @@
+"""Ctrl-C as a request: what is under way is finished, what waits is woken."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupt:
+    """While entered, SIGINT and SIGTERM set `requested`, and raise KeyboardInterrupt only within `waiting()`.
+
+    So no frame is torn between its computation and its outputs. For the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._waiting = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A stretch of code that may be left at any point."""
+        self._waiting = True
+        try:
+            if self.requested:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._waiting = False
+
+    def __enter__(self) -> Interrupt:
+        self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.requested = True
+        if self._waiting:
+            raise KeyboardInterrupt

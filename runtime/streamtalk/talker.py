@@ -1,0 +1,113 @@
+"""A loaded model: shared, immutable, and the place where streams are opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtalk.backends import AUTO, Choice, Options, choose
+from streamtalk.clock import Clock
+from streamtalk.errors import UsageError
+from streamtalk.identity import Identity, Speaker, read_identity
+from streamtalk.manifest import Manifest, read_manifest
+from streamtalk.noise import GivenNoise, NoiseFn, SeededNoise
+from streamtalk.stream import Stream
+
+
+@dataclass(frozen=True)
+class Talker:
+    """An exported model on a backend. Make one with `Talker.load` and keep it; it may serve many streams,
+    each in its own thread.
+    """
+
+    manifest: Manifest
+    identity: Identity
+    choice: Choice
+
+    @classmethod
+    def load(cls, directory: str | Path, backend: str = AUTO, *, threads: int | None = None) -> Talker:
+        """Load what `export.py` wrote to `directory`, after every file's hash was checked.
+
+        `backend` is a name (see `streamtalk.backends.available`) or "auto": the first that works. `threads`
+        is the number of CPU threads of a graph run; None means the usable cores, at most 4.
+
+        Raises ModelError (missing, corrupt or of another version), BackendError, MissingDependencyError,
+        UsageError.
+        """
+        directory = Path(directory)
+        manifest = read_manifest(directory)
+        identity = read_identity(directory, manifest)
+        return cls(manifest, identity, choose(backend, directory, manifest, identity, Options(threads)))
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend in use."""
+        return self.choice.backend.name
+
+    @property
+    def fps(self) -> int:
+        """Animation frames a second."""
+        return self.manifest.fps
+
+    @property
+    def sample_rate(self) -> int:
+        """Audio samples a second that `Stream.push` expects."""
+        return self.manifest.sample_rate
+
+    @property
+    def delay_s(self) -> float:
+        """Seconds of audio that a frame waits for beyond its own time."""
+        return self._clock.delay_s
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """Names of the speakers; their order gives the indices."""
+        return self.identity.names
+
+    @property
+    def faces(self) -> npt.NDArray[np.int32]:
+        """Triangles [F, 3] of the mesh; F = 0 where the model has none."""
+        return self.identity.faces
+
+    @property
+    def colors(self) -> npt.NDArray[np.uint8] | None:
+        """Colours of the vertices [V, 3], or None."""
+        return self.identity.colors
+
+    def open(
+        self,
+        speaker: Speaker = None,
+        *,
+        seed: int = 0,
+        template: npt.ArrayLike | None = None,
+        noise: npt.ArrayLike | NoiseFn | None = None,
+    ) -> Stream:
+        """Open a stream: one voice with its own state, preallocated.
+
+        `speaker` is a name, an index or a blend `{name or index: weight}` of styles and faces; None is the
+        first. `seed` (0 to 2^64 - 1) selects the noise: equal seeds give equal frames. `template` [V, 3]
+        replaces the speaker's face at rest. `noise` replaces the seeded noise: an array [L, C] whose row i
+        drives frame i, or a callable `frame -> [C]`.
+
+        Raises SpeakerError and UsageError.
+        """
+        m = self.manifest
+        style, face = self.identity.blend(speaker)
+        if template is not None:
+            face = np.array(template, np.float32)
+            if face.shape != (m.n_vertices, 3) or not np.isfinite(face).all():
+                raise UsageError(
+                    f"`template` must be [{m.n_vertices}, 3] finite numbers; got shape {list(face.shape)}."
+                )
+            face.flags.writeable = False
+        source = SeededNoise(seed, m.latent_width) if noise is None else GivenNoise(noise, m.latent_width)
+        lane = self.choice.backend.lane(style, face, self.identity.start_latent)
+        return Stream(self._clock, lane, source, face)
+
+    @property
+    def _clock(self) -> Clock:
+        m = self.manifest
+        return Clock(m.sample_rate, m.fps, m.hop, m.window_samples, m.context_samples)

@@ -1,0 +1,80 @@
+"""The package imports where nothing optional is installed, and importing it does nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+OPTIONAL = (
+    "torch onnx onnxruntime onnxscript tensorrt tensorrt_rtx cuda transformers safetensors yaml scipy "
+    "sounddevice soxr av moderngl glcontext PIL websockets matplotlib streamtalk_export streamtalk_training"
+).split()
+
+PROBE = """
+import importlib, json, pkgutil, sys, threading
+
+optional = set(json.loads(sys.argv[1]))
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in optional:
+            raise ImportError(f"{name} is not installed in this test")
+
+sys.meta_path.insert(0, Absent())
+import streamtalk
+names = [module.name for module in pkgutil.walk_packages(streamtalk.__path__, "streamtalk.", onerror=print)]
+for name in names:
+    importlib.import_module(name)
+loaded = sorted(optional & {name.partition(".")[0] for name in sys.modules})
+print(json.dumps({"modules": names, "loaded": loaded, "threads": threading.active_count()}))
+"""
+
+
+def probe(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_every_module_imports_without_anything_optional() -> None:
+    done = probe(PROBE, json.dumps(OPTIONAL))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    result = json.loads(done.stdout)
+    for name in (
+        "talker",
+        "cli",
+        "backends.onnxruntime_cpu",
+        "audio.microphone",
+        "viewer.render",
+        "output.film",
+    ):
+        assert f"streamtalk.{name}" in result["modules"]
+    assert result["loaded"] == []
+    assert result["threads"] == 1
+
+
+def test_a_missing_backend_is_a_sentence(engine: object) -> None:
+    code = (
+        PROBE
+        + """
+try:
+    streamtalk.Talker.load(sys.argv[2], backend=sys.argv[3])
+except streamtalk.StreamTalkError as error:
+    print(type(error).__name__, error)
+"""
+    )
+    for backend, kind in (("onnxruntime-cpu", "MissingDependencyError"), ("auto", "BackendError")):
+        done = probe(code, json.dumps(OPTIONAL), str(engine), backend)
+        assert done.returncode == 0, done.stderr
+        last = done.stdout.splitlines()[-1]
+        assert last.startswith(kind)
+        assert "pip install 'streamtalk[cpu]'" in last
+
+
+def test_what_is_installed_is_not_loaded_before_it_is_asked_for() -> None:
+    done = probe("import sys, streamtalk.cli; print(sorted(sys.modules))")
+    assert done.returncode == 0, done.stderr
+    roots = {name.partition(".")[0] for name in json.loads(done.stdout.replace("'", '"'))}
+    assert not roots & set(OPTIONAL)
