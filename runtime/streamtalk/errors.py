@@ -47,4 +47,4 @@ class OutputError(StreamTalkError, OSError):
 
 
 class UsageError(StreamTalkError, ValueError):
-    """Command line arguments that contradict each other or are out of range."""
+    """Arguments, of the command line or a call, that contradict each other or are out of range."""

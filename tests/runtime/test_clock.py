@@ -43,5 +43,11 @@ def test_frames_ready_is_what_a_search_finds(fps: int, hop: int, window: int, co
         assert subject.frames_ready(n) == search(n), n
 
 
+def test_frames_ready_where_frames_fall_between_two_samples() -> None:
+    subject = Clock(rate=3, fps=2, hop=1, window_samples=4, context_samples=1)
+    # Frames belong to samples 0, 2 (1.5 rounded), 3, 5 and wait for the three from there.
+    assert [subject.frames_ready(n) for n in range(9)] == [0, 0, 0, 1, 1, 2, 3, 3, 4]
+
+
 def test_delay_is_the_window_beyond_the_frame() -> None:
     assert clock(30).delay_s == (2400 - 960) / 16000

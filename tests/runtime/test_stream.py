@@ -142,7 +142,9 @@ def test_a_reset_stream_equals_a_new_one(talker: Talker) -> None:
     before = used.push(speech(SECOND, 2))
     next(before)
     used.reset()
-    assert kept(before) == []  # what was not read went with the reset
+    used.push(pcm)
+    assert kept(before) == []  # what was not read went with the reset, and its iterator too
+    used.reset()
     assert used.stats() == talker.open("cy").stats()
     np.testing.assert_array_equal(whole(used, pcm), whole(talker.open("cy", seed=9), pcm))
     used.reset()
