@@ -6,8 +6,6 @@ a window equals encoding the clip. All convolutions are unpadded; what they cons
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -76,7 +74,6 @@ class MelEncoder(nn.Module):
     def __init__(self, config: AudioEncoderConfig) -> None:
         super().__init__()
         self.level_floor = config.level_floor
-        self.fps = config.fps
         self.stem = nn.Conv1d(config.mel_bins, config.width, 4, stride=2)
         self.blocks = nn.ModuleList(ConvBlock(config.width, d) for d in config.dilations)
         self.norm = nn.LayerNorm(config.width)
@@ -109,24 +106,3 @@ class MelEncoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.norm(x.transpose(1, 2))
-
-    def frame_log_mels(self, pcm: Tensor) -> Tensor:
-        """Log-mels of a clip for every animation frame: [B, n] to [P, B, mel_bins, frames].
-
-        A stream with hop 1 encodes each frame from a window cut at `round(i * 16000 / fps)`. Those cuts fall
-        on P different phases of the 320-sample grid (3 at 30 fps), so P passes over the clip give exactly
-        what the stream computes. Silence stands before the clip and after it.
-        """
-        phases = self.fps // math.gcd(self.fps, SAMPLE_RATE // STRIDE)
-        future = self.receptive_field - self.past_samples
-        padded = F.pad(pcm, (self.past_samples, future + STRIDE * SAMPLE_RATE // self.fps))
-        length = padded.shape[1] - phases * SAMPLE_RATE // self.fps
-        starts = [round(r * SAMPLE_RATE / self.fps) for r in range(phases)]
-        return torch.stack([self.log_mel(padded[:, s : s + length]) for s in starts])
-
-    def frame_features(self, mels: Tensor, frames: int) -> Tensor:
-        """Features of the first `frames` animation frames from `frame_log_mels`: [B, frames, A]."""
-        phases = len(mels)
-        step = phases * SAMPLE_RATE // STRIDE // self.fps
-        per_phase = [self.from_log_mel(mel)[:, ::step] for mel in mels]
-        return torch.stack(per_phase, dim=2).flatten(1, 2)[:, :frames]

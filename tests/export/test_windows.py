@@ -65,11 +65,16 @@ def streamed(encoder: StreamingEncoder, window: AudioWindow, pcm: Tensor, frames
     return torch.cat(out)[:frames]
 
 
-def test_mel_stream_is_what_training_computes(mel: MelEncoder, config: ModelConfig) -> None:
+@pytest.mark.parametrize("hop", [3, 6])
+def test_mel_stream_is_the_whole_clip(mel: MelEncoder, config: ModelConfig, hop: int) -> None:
+    """At 30 fps hops of 3 start on the feature grid: the stream reads what one pass over the clip gives."""
     pcm = torch.from_numpy(probe_audio(2.0))
-    window = audio_window(config, mel, 1, None, None)
+    window = audio_window(config, mel, hop, None, None)
     got = streamed(StreamingEncoder(mel, window, 1e-3), window, pcm, 60)
-    want = mel.frame_features(mel.frame_log_mels(pcm[None]), 60)[0]
+    features = mel(torch.nn.functional.pad(pcm[None], (mel.past_samples, mel.receptive_field)))[0]
+    position = torch.arange(60) * 50 / 30
+    low = position.floor().long()
+    want = features[low] + (position - low)[:, None] * (features[low + 1] - features[low])
     torch.testing.assert_close(got, want, rtol=0, atol=FLOAT_ROUNDING)
 
 

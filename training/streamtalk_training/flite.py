@@ -1,0 +1,63 @@
+"""Speech with phone times from CMU flite (Debian: `flite`, `libflite1`), an optional second engine.
+
+Its voices are built from recordings, so they sound less alike than espeak-ng's. Installed or merely unpacked
+(`dpkg -x`), the program serves.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import wave
+from pathlib import Path
+
+import numpy as np
+
+from streamtalk_training.espeak import Utterance
+from streamtalk_training.visemes import Phone, cmu_phones
+
+_LABEL = re.compile(r"([a-z]+\d?):(\d+\.\d+)")
+
+
+def find_flite(root: Path | None = None) -> Path | None:
+    """The flite program on the path, or below `root` where its packages were unpacked; None without one."""
+    installed = shutil.which("flite")
+    if installed is not None:
+        return Path(installed)
+    unpacked = None if root is None else root / "usr" / "bin" / "flite"
+    return unpacked if unpacked is not None and unpacked.exists() else None
+
+
+def say(program: Path, text: str, voice: str = "slt", stretch: float = 1.0) -> Utterance:
+    """Speak `text` with `voice` (slt, rms, awb, kal16); `stretch` above 1 is slower.
+
+    Raises OSError with flite's own words where it fails.
+    """
+    environment = dict(os.environ)
+    libraries = sorted({str(path.parent) for path in program.parent.parent.glob("lib/*/libflite.so*")})
+    if libraries:
+        environment["LD_LIBRARY_PATH"] = ":".join([*libraries, environment.get("LD_LIBRARY_PATH", "")])
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "speech.wav"
+        command = [str(program), "-voice", voice, "--setf", f"duration_stretch={stretch}"]
+        done = subprocess.run(
+            [*command, "-psdur", "-o", str(out), "-t", text],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        if done.returncode != 0 or not out.exists():
+            raise OSError(f"{program} failed: {done.stderr.strip() or done.stdout.strip()}")
+        with wave.open(str(out)) as file:
+            sample_rate = file.getframerate()
+            stored = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    phones: list[Phone] = []
+    start_s = 0.0
+    for name, end in _LABEL.findall(done.stdout):
+        phones += cmu_phones(name, start_s, float(end))
+        start_s = float(end)
+    return Utterance((stored / 32768).astype(np.float32), sample_rate, tuple(phones))

@@ -1,0 +1,90 @@
+"""A trained talker as files: `model.safetensors` in half precision, and its `config.yaml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from streamtalk_training.face import Face
+from streamtalk_training.motion import MotionSpace, widened
+from streamtalk_training.talker import Talker
+
+HEADER = """\
+# The bundled talker, in the release's schema. Keys of our own: type and the mel encoder's, head,
+# num_res_blocks, instance_norm, STREAM, sampler. n_vert and id_dim follow face.npz.
+"""
+
+ARCHITECTURE: dict[str, Any] = {
+    "DATASET": {"NAME": "bundled"},
+    "MODEL": {
+        "AUDIO_ENCODER": {
+            "type": "mel",
+            "hidden_fps": 30,
+            "mel_bins": 64,
+            "width": 128,
+            "dilations": [1, 2, 4, 6],
+            "lookahead_ms": 80,
+            "level_floor": 3e-4,
+        },
+        "DIFF_AR_DEC": {
+            "vq_dim": 64,
+            "latent_dim": 128,
+            "audio_encode_dim": 128,
+            "feedforward_dim": 256,
+            "period": 30,
+            "n_heads": 4,
+            "num_layers": 2,
+            "dropout": 0.0,
+            "activation": "gelu",
+            "head": "residual_mlp",
+            "num_res_blocks": 2,
+        },
+        "VAE": {
+            "n_embed": 256,
+            "zquant_dim": 8,
+            "face_quan_num": 8,
+            "hidden_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 256,
+            "instance_norm": False,
+        },
+        "STREAM": {"hop": 3, "decode_window": 8},
+        "num_inference_timesteps": 4,
+        "window_size": 32,
+        "sampler": "ddim",
+    },
+}
+
+
+def write_config(path: Path, face: Face) -> None:
+    """The bundled architecture with the sizes of `face`."""
+    model = dict(ARCHITECTURE["MODEL"])
+    model["DIFF_AR_DEC"] = {**model["DIFF_AR_DEC"], "id_dim": len(face.templates)}
+    model["VAE"] = {**model["VAE"], "n_vert": int(face.vertices.size)}
+    document = {**ARCHITECTURE, "MODEL": model}
+    path.write_text(
+        HEADER + yaml.safe_dump(document, sort_keys=False, default_flow_style=None), encoding="utf-8"
+    )
+
+
+def checkpoint(talker: Talker, space: MotionSpace) -> dict[str, Tensor]:
+    """The state dict of the release's naming, over vertices and in half precision."""
+    prefix = "autoencoder."
+    state = talker.state_dict()
+    own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    state.update({prefix + name: value for name, value in widened(own, space).items()})
+    return {name: value.detach().to(torch.float16).contiguous() for name, value in state.items()}
+
+
+def pack(talker: Talker, space: MotionSpace, path: Path) -> None:
+    """Write `path` (.safetensors), whole or not at all."""
+    partial = path.with_suffix(".partial")
+    save_file(checkpoint(talker, space), partial)
+    partial.chmod(0o644)  # safetensors writes for the owner alone
+    partial.replace(path)

@@ -1,0 +1,113 @@
+"""What both training stages share: a resumable state on disk, a log, a schedule.
+
+Every random choice of step s comes from generators seeded with (seed, s), so a resumed run equals an
+uninterrupted one and nothing but weights, optimiser and step needs saving.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+
+@dataclass
+class Run:
+    """A stage's folder: `state.pt` (weights, optimiser, step) and `log.jsonl` (a line a report)."""
+
+    folder: Path
+    model: nn.Module
+    optimiser: Optimizer
+    step: int = 0
+    elapsed_s: float = 0.0
+    started_s: float = field(default_factory=time.monotonic)
+
+    def save(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.elapsed_s, self.started_s = self.spent_s(), time.monotonic()
+        state = {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+        }
+        whole = self.folder / "state.pt"
+        partial = whole.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(whole)
+
+    def resume(self) -> bool:
+        """Take up what `save` left, if anything."""
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return False
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        return True
+
+    def spent_s(self) -> float:
+        return self.elapsed_s + time.monotonic() - self.started_s
+
+    def log(self, **values: float) -> None:
+        """Append one JSON line and print it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        row: dict[str, Any] = {"step": self.step, "elapsed_s": round(self.spent_s(), 1)}
+        row.update({name: float(f"{value:.5g}") for name, value in values.items()})
+        line = json.dumps(row)
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+
+def device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def start(
+    folder: Path, model: nn.Module, learning_rate: float, groups: Sequence[dict[str, Any]] | None = None
+) -> Run:
+    """A run in `folder`, resumed where it holds one; the model moves to `device()`.
+
+    `groups` are AdamW's parameter groups (default: everything), whose `scale` multiplies their rate.
+    """
+    model.to(device())
+    trained = model.parameters() if groups is None else groups
+    run = Run(folder, model, AdamW(trained, learning_rate, (0.9, 0.98), weight_decay=0.01))
+    run.resume()
+    return run
+
+
+def update(run: Run, loss: Tensor, learning_rate: float, clip: float = 1.0) -> None:
+    """One optimiser step on `loss` at `learning_rate`, with the gradient's norm clipped."""
+    for group in run.optimiser.param_groups:
+        group["lr"] = learning_rate * group.get("scale", 1.0)
+    run.optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(run.model.parameters(), clip)
+    run.optimiser.step()
+    run.step += 1
+
+
+def learning_rate(step: int, steps: int, peak: float, warm_up: int = 100) -> float:
+    """Linear warm-up, then a cosine to 2 % of the peak."""
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    progress = (step - warm_up) / max(steps - warm_up, 1)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def generators(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
+    """The randomness of one step."""
+    return np.random.default_rng([seed, step]), torch.Generator().manual_seed(seed * 1_000_003 + step)

@@ -1,0 +1,84 @@
+"""Phones, as speech engines name them, and the 23 visemes that they stand for.
+
+The tables live in `visemes.json` (the project's own data): targets and dominances of each viseme over the
+ten mouth controls, and the phone sets of espeak-ng and of CMU (flite, pocketsphinx).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+SILENCE = "SIL"
+BILABIAL = "PBM"
+LABIODENTAL = "FV"
+VOWELS = frozenset({"AA", "AE", "AH", "AO", "EH", "IY", "IH", "UW", "UH", "OW", "ER"})
+DIPHTHONG_SPLIT = 0.45  # share of the phone that its first vowel takes
+
+
+@dataclass(frozen=True)
+class Phone:
+    """One viseme's stretch of speech: `start_s` to `end_s` in seconds, `name` as the engine spells it."""
+
+    start_s: float
+    end_s: float
+    name: str
+    viseme: str
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The content of `visemes.json`; `theta_per_s` is the decay of each control's dominance."""
+
+    controls: tuple[str, ...]
+    viseme_targets: Mapping[str, Mapping[str, float]]
+    dominance_alpha: Mapping[str, Mapping[str, float]]
+    theta_per_s: Mapping[str, float]
+    espeak_phones: Mapping[str, str]
+    diphthongs: Mapping[str, Sequence[str]]
+    cmu_phones: Mapping[str, str]
+    cmu_diphthongs: Mapping[str, Sequence[str]]
+
+
+@cache
+def tables() -> Tables:
+    content = json.loads(files(__package__).joinpath("visemes.json").read_text(encoding="utf-8"))
+    content.pop("notes")
+    return Tables(**{**content, "controls": tuple(content["controls"])})
+
+
+def espeak_phones(name: str, start_s: float, end_s: float) -> list[Phone]:
+    """The phones (two for a diphthong, none for a mark) of one espeak-ng phoneme event.
+
+    Stress marks are stripped. `;` only colours its neighbour, so it yields nothing.
+    Raises KeyError for a phone that the tables do not know.
+    """
+    plain = name.lstrip("',%=")
+    if plain in ("", ";"):
+        return []
+    return _phones(plain, start_s, end_s, tables().espeak_phones, tables().diphthongs)
+
+
+def cmu_phones(name: str, start_s: float, end_s: float) -> list[Phone]:
+    """The phones of one CMU label (`aa`, `ey`, `pau`; stress digits and case do not matter)."""
+    plain = name.lower().rstrip("012")
+    return _phones(plain, start_s, end_s, tables().cmu_phones, tables().cmu_diphthongs)
+
+
+def _phones(
+    name: str,
+    start_s: float,
+    end_s: float,
+    singles: Mapping[str, str],
+    diphthongs: Mapping[str, Sequence[str]],
+) -> list[Phone]:
+    if name in diphthongs:
+        first, second = diphthongs[name]
+        middle_s = start_s + DIPHTHONG_SPLIT * (end_s - start_s)
+        return [Phone(start_s, middle_s, name, first), Phone(middle_s, end_s, name, second)]
+    if name not in singles:
+        raise KeyError(f"unknown phone {name!r}: add it to visemes.json (known: {sorted(singles)})")
+    return [Phone(start_s, end_s, name, singles[name])]
