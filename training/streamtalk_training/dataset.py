@@ -46,7 +46,7 @@ def motion_data(clips: Sequence[Clip], space: MotionSpace, gains: Sequence[float
     speakers = np.arange(len(clips)) % len(gains)
     parts = []
     for clip, speaker in zip(clips, speakers, strict=True):
-        weights = clip.weights * gains[speaker] + (clip.idle if idle else 0)
+        weights = clip.weights * gains[int(speaker)] + (clip.idle if idle else 0)
         parts.append(weights[:, columns] @ space.to_coordinates.T)
     offsets = np.cumsum([0, *map(len, parts)])
     return MotionData(torch.from_numpy(np.concatenate(parts).astype(np.float32)), offsets, speakers)
