@@ -54,7 +54,7 @@ ARCHITECTURE: dict[str, Any] = {
             "intermediate_size": 256,
             "instance_norm": False,
         },
-        "STREAM": {"hop": 3, "decode_window": 8},
+        "STREAM": {"hop": 1, "decode_window": 8},
         "num_inference_timesteps": 4,
         "window_size": 32,
         "sampler": "ddim",

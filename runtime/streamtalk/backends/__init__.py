@@ -19,6 +19,8 @@ from streamtalk.manifest import Manifest
 __all__ = ["AUTO", "Backend", "Choice", "Lane", "LaneState", "Options", "available", "choose"]
 
 AUTO = "auto"
+MOST_THREADS = 64
+"""A mistyped number of threads must not take the machine down."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Options:
         """The number of CPU threads to use. Raises UsageError."""
         if self.threads is None:
             return min(4, _usable_cores())
-        if self.threads < 1:
-            raise UsageError(f"`threads` must be at least 1; got {self.threads}.")
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise UsageError(f"`threads` must be 1 to {MOST_THREADS}; got {self.threads}.")
         return self.threads
 
 
