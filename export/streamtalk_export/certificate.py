@@ -26,13 +26,19 @@ STAGE_BOUND = 2e-5
 """Largest error of conditions, latents and vertices, relative to the reference's peak where that passes 1."""
 FEATURE_BOUND = 1e-4
 """The same for audio features, which pass through many more layers."""
-MAX_FRAMES = 32
+MAX_FRAMES = 80
+FRAMES_AFTER_FILLING = 8
+"""Frames certified beyond the point where history and decode window are full and begin to forget."""
 PROBE_SECONDS = 4
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Input that exercises a model: pcm [n], noise [L, C], speaker, template [3V]."""
+    """Input that exercises a model: pcm [n], noise [L, C], speaker, template [3V].
+
+    The audio is longer than `PROBE_SECONDS` by a window: silence would be encoded as rounding noise where
+    a normalisation follows zeros, and two correct implementations would disagree.
+    """
 
     pcm: Array
     noise: Array
@@ -148,11 +154,12 @@ def certify(
 def _certify_encoders(
     graphs: _Graphs, manifest: Manifest, model: TalkerModel, window: AudioWindow, probe: Probe
 ) -> tuple[dict[str, Array], list[Parity]]:
-    reference = model.offline_features(torch.from_numpy(probe.pcm)).numpy()
-    offline = graphs.encode_offline(probe.pcm)
+    clip = probe.pcm[: PROBE_SECONDS * SAMPLE_RATE]
+    reference = model.offline_features(torch.from_numpy(clip)).numpy()
+    offline = graphs.encode_offline(clip)
     streaming_module = StreamingEncoder(model.audio_encoder, window, manifest.level_floor).eval()
-    frames = len(probe.pcm) * manifest.fps // SAMPLE_RATE
-    padded = np.pad(probe.pcm, (window.context_samples, window.window_samples))
+    frames = len(clip) * manifest.fps // SAMPLE_RATE
+    padded = np.pad(probe.pcm, (window.context_samples, 0))
     streamed, worst = [], _Error()
     for first in range(0, frames, manifest.hop):
         start = round(first * SAMPLE_RATE / manifest.fps)
@@ -175,8 +182,8 @@ def _certify_encoders(
     ]
     if isinstance(model.audio_encoder, HubertEncoder):
         encoder = model.audio_encoder
-        hf = encoder.hubert(_normalised(probe.pcm)).last_hidden_state
-        own = encoder(torch.from_numpy(probe.pcm[None]))
+        hf = encoder.hubert(_normalised(clip)).last_hidden_state
+        own = encoder(torch.from_numpy(clip[None]))
         lines.append(
             _line(
                 "audio_encoder",
@@ -203,15 +210,17 @@ def _certify_frames(
     features: Array,
     probe: Probe,
 ) -> list[Parity]:
-    """Stages and the fused graph against the release's growing history, while the windows cover it."""
-    count = min(MAX_FRAMES, manifest.history, manifest.decode_window - 1, len(features))
+    """Stages and the fused graph against the model, which recomputes every frame from scratch."""
+    filled = max(manifest.history, manifest.decode_window)
+    count = min(MAX_FRAMES, filled + FRAMES_AFTER_FILLING, len(features))
     reference = stream_frames(
         model,
         torch.from_numpy(features[:count]),
         torch.from_numpy(probe.noise),
         probe.speaker,
         table,
-        None,
+        manifest.history,
+        manifest.decode_window,
     )
     style = model.diff_ar_network.obj_vector.weight[probe.speaker].numpy()
     start = model.autoencoder.start_latent().numpy()

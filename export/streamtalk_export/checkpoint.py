@@ -6,8 +6,8 @@ import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import HubertConfig
@@ -45,12 +45,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state: object = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} was refused: it is damaged, or its pickle asks for more than tensors. "
             "A pickle can run code. Convert it to .safetensors where it came from."
         ) from error
-    except (RuntimeError, EOFError, OSError, SafetensorError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file raises whatever its bytes happen to spell
         raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
@@ -110,6 +112,8 @@ def load_state(model: TalkerModel, state: Mapping[str, Tensor], source: str) -> 
 def load_model(config: ModelConfig, hubert: HubertConfig | None, path: Path) -> TalkerModel:
     """The model in evaluation mode with the weights of `path`. Raises CheckpointError."""
     state = read_state(path)
+    linear = any("decoder_linear_embedding_pre" in key for key in state)
+    config = msgspec.structs.replace(config, vq=msgspec.structs.replace(config.vq, latent_linear=linear))
     model = TalkerModel(config, hubert).eval().requires_grad_(False)
     load_state(model, state, str(path))
     return model

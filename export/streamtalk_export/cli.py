@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     weights.add_argument("--checkpoint", type=Path, metavar="FILE", help=".ckpt, .pt or .safetensors")
     weights.add_argument(
         "--random-weights",
-        type=int,
+        type=_seed,
         metavar="SEED",
         help="no checkpoint: seeded random weights, for benchmarks",
     )
@@ -54,9 +54,9 @@ def parser() -> argparse.ArgumentParser:
         "--decode-window", type=_count, metavar="N", help="latents the decoder sees (default: history)"
     )
     p.add_argument("--hop", type=_count, metavar="N", help="frames for each run of the audio encoder")
-    p.add_argument("--audio-context", type=float, metavar="S", help="seconds of past audio in a window")
+    p.add_argument("--audio-context", type=_amount, metavar="S", help="seconds of past audio in a window")
     p.add_argument(
-        "--lookahead", type=float, metavar="MS", help="milliseconds of audio after a hop's last frame"
+        "--lookahead", type=_amount, metavar="MS", help="milliseconds of audio after a hop's last frame"
     )
     p.add_argument("--steps", type=_count, metavar="N", help="denoising steps")
     p.add_argument("--sampler", choices=("ddim", "ddim_legacy"))
@@ -75,6 +75,20 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value
+
+
+def _amount(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 3600:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0, and less than 3600")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} must be 0 to 2^63 - 1")
     return value
 
 
@@ -132,7 +146,7 @@ def run(arguments: argparse.Namespace) -> tuple[Path, Manifest]:
         digest = sha256_of(checkpoint)
     face = BUNDLED / "face.npz" if bundled else None
     identities = read_identities(config, arguments.template or face, arguments.faces or face)
-    out = arguments.out or ROOT / "engines" / ("bundled" if bundled else config.name)
+    out = arguments.out or ROOT / "engines" / ("bundled" if bundled else Path(config.name).name or "model")
     settings = Settings(
         history=arguments.history,
         decode_window=arguments.decode_window,
@@ -158,7 +172,7 @@ def read_identities(config: ModelConfig, template: Path | None, faces: Path | No
     names = known if len(known) == n else ()
     vertices = np.zeros((1, V, 3), np.float32)
     if template is not None:
-        read = read_templates(template, V, names)
+        read = read_templates(template, V, n, names)
         vertices = read.vertices
         names = read.names if len(read.names) == n else names
         if len(vertices) not in (1, n):

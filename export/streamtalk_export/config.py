@@ -6,7 +6,6 @@ within a section that is read is refused, since it could change the model silent
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -65,8 +64,10 @@ class PredictorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 class VQConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """VQ-VAE (`autoencoder`). `n_vert` is 3V as in the release.
 
-    `instance_norm` is ours: InstanceNorm over the window removes the absolute pose, so the bundled model
-    does without.
+    Two keys are ours. `instance_norm`: InstanceNorm over the window removes the absolute pose, so the bundled
+    model does without. `latent_linear`: whether Linear maps stand between latents and hidden width. The
+    release has them for BIWI alone, whatever the sizes; a checkpoint's keys tell, and None means where
+    the sizes differ.
     """
 
     n_vert: Count
@@ -79,6 +80,11 @@ class VQConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     face_quan_num: Count
     neg: float = 0.2
     instance_norm: bool = True
+    latent_linear: bool | None = None
+
+    @property
+    def has_latent_linear(self) -> bool:
+        return self.latent_width != self.hidden_size if self.latent_linear is None else self.latent_linear
 
     @property
     def latent_width(self) -> int:
@@ -144,9 +150,6 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             f"audio_encode_dim {p.audio_encode_dim} must be the mel encoder's width {audio.width}": (
                 audio.kind != "mel" or audio.width == p.audio_encode_dim
             ),
-            f"n_heads {p.n_heads} must be a power of two (attention slopes)": (
-                math.log2(p.n_heads).is_integer()
-            ),
         }
         for sentence, holds in rules.items():
             if not holds:
@@ -195,6 +198,8 @@ def parse_config(document: Mapping[str, Any], name: str) -> ModelConfig:
         if key not in _SECTIONS:
             raise ConfigError(f"{name}: MODEL.{key} is unknown; known: {', '.join(_SECTIONS)}.")
         fields[_SECTIONS[key]] = _without_inert(key, value) if isinstance(value, Mapping) else value
+    if label == "biwi" and isinstance(fields.get("vq"), dict):
+        fields["vq"].setdefault("latent_linear", True)
     try:
         return msgspec.convert(fields, type=ModelConfig)
     except msgspec.ValidationError as error:
@@ -242,7 +247,9 @@ PRESETS: dict[str, ModelConfig] = {
             num_layers=2,
             activation="gelu",
         ),
-        vq=VQConfig(n_vert=70110, n_embed=512, zquant_dim=128, face_quan_num=8, **_VQ_LARGE),
+        vq=VQConfig(
+            n_vert=70110, n_embed=512, zquant_dim=128, face_quan_num=8, latent_linear=True, **_VQ_LARGE
+        ),
     ),
 }
 SPEAKERS: dict[str, tuple[str, ...]] = {

@@ -132,7 +132,7 @@ def export_model(
             (PROBE_SECONDS * config.fps, config.predictor.vq_dim)
         )
         probe = Probe(
-            pcm=probe_audio(PROBE_SECONDS),
+            pcm=probe_audio(PROBE_SECONDS + window.window_samples / SAMPLE_RATE),
             noise=noise.astype(np.float32),
             speaker=0,
             template=identities.templates[0].reshape(-1),

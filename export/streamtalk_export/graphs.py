@@ -177,6 +177,7 @@ class NewestFrameDecoder(nn.Module):
     """
 
     slots: Tensor
+    size: Tensor
 
     def __init__(self, decoder: VQDecoder, window: int) -> None:
         super().__init__()
@@ -194,9 +195,11 @@ class NewestFrameDecoder(nn.Module):
         )
         self.to_vertices = decoder.vertice_map_reverse
         self.register_buffer("slots", torch.arange(window)[:, None])
+        self.register_buffer("size", torch.tensor([window]))
 
     def forward(self, latents: Tensor, valid_latents: Tensor, template: Tensor) -> Tensor:
-        """latents [B, D, C] right-aligned, valid_latents [B], template [B, 3V]; vertices [B, V, 3]."""
+        """latents [B, D, C] right-aligned, valid_latents [B] (D where larger), template [B, 3V]; vertices [B, V, 3]."""
+        valid_latents = torch.minimum(valid_latents, self.size)
         oldest = (len(self.slots) - valid_latents)[:, None, None]
         valid = self.slots >= oldest  # [B, D, 1]
         first = (self.slots == oldest).to(latents.dtype).transpose(1, 2) @ latents
@@ -222,14 +225,11 @@ class NewestFrameDecoder(nn.Module):
 class Frame(nn.Module):
     """Predictor, head and decoder in one graph, state in and out."""
 
-    decode_window: Tensor
-
     def __init__(
         self, predictor: ConditionPredictor, head: FoldedHead | UnrolledHead, decoder: NewestFrameDecoder
     ) -> None:
         super().__init__()
         self.predictor, self.head, self.decoder = predictor, head, decoder
-        self.register_buffer("decode_window", torch.tensor([len(decoder.slots)]))
 
     def forward(
         self,
@@ -249,8 +249,7 @@ class Frame(nn.Module):
         )
         latent = self.head(noise, condition)
         window = torch.cat([latents[:, 1:], latent[:, None]], dim=1)
-        seen = torch.minimum(valid_latents + 1, self.decode_window)
-        vertices = self.decoder(window, seen, template)
+        vertices = self.decoder(window, valid_latents + 1, template)
         kept = active[:, None, None]
         return (
             vertices,

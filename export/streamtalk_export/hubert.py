@@ -32,7 +32,12 @@ def hubert_config(path: Path | None) -> HubertConfig:
         raise ConfigError(f"{path} is not a readable HuBERT config.json: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a JSON object.")
-    config = HubertConfig(**values)
+    try:
+        config = HubertConfig(**values)
+        with torch.device("meta"):
+            HubertModel(config)
+    except Exception as error:  # transformers' own checks raise many kinds
+        raise ConfigError(f"{path} describes no HuBERT that can be built: {error}") from error
     if config.feat_extract_norm != "group" or config.do_stable_layer_norm or config.conv_bias:
         raise ConfigError(
             f"{path}: only the base variant is supported (feat_extract_norm 'group', no stable layer norm, "

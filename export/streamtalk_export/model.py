@@ -56,40 +56,57 @@ class Generation:
     conditions: Tensor | None = None
 
 
+Streamed = Iterator[tuple[Tensor, Tensor, Tensor]]
+"""Frame by frame: condition [E], latent [C], vertex offsets [3V]."""
+
+
 @torch.no_grad()
 def stream_frames(
-    model: TalkerModel, features: Tensor, noise: Tensor, speaker: int, table: SamplerTable, window: int | None
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The release's streaming path, frame by frame, recomputed from scratch as it does.
-
-    Yields (condition [E], latent [C], offsets [3V]). `window` bounds the latents that predictor and decoder
-    see; None lets the history grow.
-    """
-    network = model.diff_ar_network
-    style = network.obj_vector.weight[speaker][None]
-    latents = model.autoencoder.start_latent()[None]
-    for i in range(len(features)):
-        first = 0 if window is None else max(0, i + 1 - window)
-        condition = network.conditions(latents[None, first:], features[None, first : i + 1], style, first)[
-            0, -1
-        ]
-        latent = network.sample(noise[i], condition, table)
-        latents = torch.cat([latents, latent[None]])
-        seen = latents if window is None else latents[-window:]
-        yield condition, latent, model.autoencoder.decoder(seen[None])[0, -1]
-
-
-def generate_stream(
     model: TalkerModel,
     features: Tensor,
     noise: Tensor,
     speaker: int,
     table: SamplerTable,
-    template: Tensor,
-    window: int | None = None,
-) -> Generation:
-    """`grow_*` (window None) and `window_*`: features [L, A], noise [L, C], template [3V]."""
-    frames = list(stream_frames(model, features, noise, speaker, table, window))
+    history: int | None = None,
+    decode_window: int | None = None,
+) -> Streamed:
+    """The release's streaming path, recomputed from scratch each frame: features [L, A], noise [L, C].
+
+    As released both windows grow without bound (None). Bounded, this is what a cache of `history` frames and
+    a decoder that sees the last `decode_window` latents must give.
+    """
+    network = model.diff_ar_network
+    style = network.obj_vector.weight[speaker][None]
+    latents = model.autoencoder.start_latent()[None]
+    for i in range(len(features)):
+        conditions = network.conditions(latents[None], features[None, : i + 1], style, 0, history)
+        latent = network.sample(noise[i], conditions[0, -1], table)
+        latents = torch.cat([latents, latent[None]])
+        yield conditions[0, -1], latent, _newest_offsets(model, latents[-(decode_window or 0) :])
+
+
+@torch.no_grad()
+def window_frames(
+    model: TalkerModel, features: Tensor, noise: Tensor, speaker: int, table: SamplerTable, window: int
+) -> Streamed:
+    """`stream_frames` with everything before the last `window` latents forgotten, by all layers at once."""
+    network = model.diff_ar_network
+    style = network.obj_vector.weight[speaker][None]
+    latents = model.autoencoder.start_latent()[None]
+    for i in range(len(features)):
+        first = max(0, i + 1 - window)
+        conditions = network.conditions(latents[None, first:], features[None, first : i + 1], style, first)
+        latent = network.sample(noise[i], conditions[0, -1], table)
+        latents = torch.cat([latents, latent[None]])
+        yield conditions[0, -1], latent, _newest_offsets(model, latents[-window:])
+
+
+def _newest_offsets(model: TalkerModel, latents: Tensor) -> Tensor:
+    return model.autoencoder.decoder(latents[None])[0, -1]
+
+
+def collected(frames: Streamed, template: Tensor) -> Generation:
+    """All frames of a stream on `template` [3V]."""
     conditions, latents, offsets = (torch.stack(column) for column in zip(*frames, strict=True))
     return Generation(latents, template + offsets, conditions)
 

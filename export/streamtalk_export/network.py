@@ -29,8 +29,11 @@ def position_table(period: int, width: int) -> Tensor:
 
 
 def attention_slopes(heads: int) -> Tensor:
-    """ALiBi's slopes for a power-of-two number of heads: [H] (Press et al. 2022)."""
-    return torch.tensor([2.0 ** (-8.0 * (h + 1) / heads) for h in range(heads)])
+    """ALiBi's slopes: [H] (Press et al. 2022). Other numbers than powers of two borrow from the next power."""
+    power = 1 << (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * (h + 1) / power) for h in range(power)]
+    slopes += [2.0 ** (-4.0 * (2 * h + 1) / power) for h in range(heads - power)]
+    return torch.tensor(slopes)
 
 
 def history_bias(heads: int, length: int, period: int) -> Tensor:
@@ -96,18 +99,26 @@ class DiffusionNetwork(nn.Module):
         self.obj_vector = nn.Embedding(config.id_dim, E)
         self.register_buffer("positions", position_table(config.period, E), persistent=False)
 
-    def conditions(self, past: Tensor, audio: Tensor, style: Tensor, position: int | Tensor = 0) -> Tensor:
+    def conditions(
+        self,
+        past: Tensor,
+        audio: Tensor,
+        style: Tensor,
+        position: int | Tensor = 0,
+        history: int | None = None,
+    ) -> Tensor:
         """Conditions of all frames at once: [B, L, E].
 
         past: latents before each frame [B, L, C] (the first is the start latent, or what came before a crop);
-        audio: features [B, L, A]; style [B, E]; position: clock of the first frame, one or [B].
+        audio: features [B, L, A]; style [B, E]; position: clock of the first frame, one or [B];
+        history: frames a token sees, itself included, as a cache of that many slots has them. None: all.
         """
         length = past.shape[1]
         clock = torch.as_tensor(position, device=past.device).reshape(-1, 1)
         clock = (clock + torch.arange(length, device=past.device)) % self.config.period
         x = self.vq_latent_map(past) + style[:, None] + self.positions[clock]
         memory = self.audio_feature_map(audio)
-        bias = self._causal_bias(length).to(past)
+        bias = self._causal_bias(length, history).to(past)
         # One audio frame is visible to a token, so cross-attention is its value path and nothing else.
         for layer in self.transformer_decoder.layers:
             x = layer.norm1(x + layer.dropout1(self._self_attention(layer, x, bias)))
@@ -117,11 +128,11 @@ class DiffusionNetwork(nn.Module):
             )
         return x
 
-    def _causal_bias(self, length: int) -> Tensor:
-        """[H, L, L]; -inf where a key lies in the future."""
+    def _causal_bias(self, length: int, history: int | None) -> Tensor:
+        """[H, L, L]; -inf where a key lies in the future or before the history."""
         back = torch.arange(length)[:, None] - torch.arange(length)
         bias = history_bias(self.config.n_heads, length, self.config.period)[:, back.clamp(min=0)]
-        return bias.masked_fill(back < 0, -torch.inf)
+        return bias.masked_fill((back < 0) | (back >= (history or length)), -torch.inf)
 
     def _self_attention(self, layer: nn.TransformerDecoderLayer, x: Tensor, bias: Tensor) -> Tensor:
         q, k, v = split_heads(layer.self_attn, x)

@@ -28,7 +28,7 @@ OPERATORS = frozenset(
     """Add Cast Clip Concat Constant Conv Cos Div Equal Erf Exp Expand Flatten Floor Gather GatherND Gemm Greater
     GreaterOrEqual Identity InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log MatMul Max
     Min Mul Neg Not Pad Pow Range Reciprocal ReduceMean ReduceSum Relu Reshape Resize Shape Sigmoid Sin Slice
-    Softmax Split Sqrt Squeeze Sub Transpose Unsqueeze Where""".split()
+    Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where""".split()
 )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +19,11 @@ Float32 = npt.NDArray[np.float32]
 
 # All that numpy needs to rebuild an array, under the names of old and new versions.
 _ARRAY_GLOBALS = {
-    (module, name)
-    for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric")
-    for name in ("ndarray", "dtype", "_reconstruct", "_frombuffer")
-} | {("_codecs", "encode")}
+    *(("numpy", name) for name in ("ndarray", "dtype")),
+    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+    ("_codecs", "encode"),
+}
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -45,7 +48,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
             content = _ArraysOnly(file, encoding="latin1").load()
     except ExportError as error:
         raise ExportError(f"{path} was refused. {error}") from None
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, ValueError, TypeError) as error:
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to spell
         raise ExportError(f"{path} is not a readable pickle: {error}") from error
     return content if isinstance(content, dict) else {"": content}
 
@@ -57,22 +60,23 @@ def _read_mesh(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     try:
         mesh: Any = trimesh.load(path, process=False, maintain_order=True, force="mesh")
         return np.asarray(mesh.vertices), np.asarray(mesh.faces)
-    except (ValueError, KeyError, IndexError, AttributeError, OSError, NotImplementedError) as error:
+    except Exception as error:  # trimesh and its readers raise many kinds, ImportError among them
         raise ExportError(f"{path} is not a readable mesh: {error}") from error
 
 
 def _read_arrays(path: Path) -> dict[str, Any]:
     try:
         loaded = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"": loaded}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ExportError(f"{path} is not a readable numpy file: {error}") from error
-    return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"": loaded}
 
 
-def read_templates(path: Path, n_vertices: int, speakers: Sequence[str]) -> Templates:
+def read_templates(path: Path, n_vertices: int, n_speakers: int, speakers: Sequence[str]) -> Templates:
     """Neutral faces from .npy, .npz, .pkl (name to [V, 3]) or a mesh. Raises ExportError.
 
-    Where the file names its faces and all `speakers` are among them, theirs are taken, in that order.
+    Where the file names its faces and all `speakers` are among them, theirs are taken, in that order; so
+    are all of a file that names exactly `n_speakers`. An archive's `templates` or `template` come first.
     """
     if not path.is_file():
         raise ExportError(f"No template at {path}.")
@@ -88,8 +92,13 @@ def read_templates(path: Path, n_vertices: int, speakers: Sequence[str]) -> Temp
     if speakers and set(speakers) <= content.keys():
         stacked = np.concatenate([_shaped(content[name], n_vertices, path) for name in speakers])
         return Templates(stacked, tuple(speakers))
+    if "template" in content:
+        return Templates(_shaped(content["template"], n_vertices, path), ())
     if len(content) == 1:
         return Templates(_shaped(next(iter(content.values())), n_vertices, path), ())
+    if len(content) == n_speakers:
+        stacked = np.concatenate([_shaped(face, n_vertices, path) for face in content.values()])
+        return Templates(stacked, tuple(map(str, content)))
     raise ExportError(
         f"{path} holds {len(content)} faces ({', '.join(map(str, list(content)[:6]))} ...); expected one, an "
         f"array `templates`, or those of the speakers ({', '.join(speakers) or 'unnamed'})."
@@ -97,7 +106,10 @@ def read_templates(path: Path, n_vertices: int, speakers: Sequence[str]) -> Temp
 
 
 def _shaped(array: Any, n_vertices: int, path: Path) -> Float32:
-    values = np.asarray(array)
+    try:
+        values = np.asarray(array)
+    except ValueError as error:
+        raise ExportError(f"{path}: a template that is no array: {error}") from error
     if values.dtype.kind not in "fiu" or values.size == 0 or values.size % (3 * n_vertices):
         raise ExportError(
             f"{path}: a template of shape {list(values.shape)} ({values.dtype}); expected {n_vertices} vertices "
@@ -131,6 +143,8 @@ def read_faces(path: Path, n_vertices: int) -> tuple[npt.NDArray[np.int32], npt.
         raise ExportError(
             f"{path}: faces index vertices {faces.min()} to {faces.max()}; the model has {n_vertices}."
         )
-    if colors.shape not in ((0, 3), (n_vertices, 3)):
-        raise ExportError(f"{path}: colors of shape {list(colors.shape)}; expected [{n_vertices}, 3].")
+    if colors.shape not in ((0, 3), (n_vertices, 3)) or colors.dtype.kind not in "iu":
+        raise ExportError(
+            f"{path}: colors of shape {list(colors.shape)} ({colors.dtype}); expected [{n_vertices}, 3] integers."
+        )
     return faces.astype(np.int32), colors.astype(np.uint8)

@@ -127,7 +127,7 @@ class VQEncoder(nn.Module):
         self.encoder_linear_embedding = LinearEmbedding(h, h)
         self.encoder_transformer = Transformer(config)
         self.encoder_linear_embedding_post: nn.Module = (
-            nn.Identity() if config.latent_width == h else LinearEmbedding(h, config.latent_width)
+            LinearEmbedding(h, config.latent_width) if config.has_latent_linear else nn.Identity()
         )
         self.register_buffer("row", constant_row(h), persistent=False)
 
@@ -145,7 +145,7 @@ class VQDecoder(nn.Module):
         super().__init__()
         h = config.hidden_size
         self.decoder_linear_embedding_pre: nn.Module = (
-            nn.Identity() if config.latent_width == h else LinearEmbedding(config.latent_width, h)
+            LinearEmbedding(config.latent_width, h) if config.has_latent_linear else nn.Identity()
         )
         self.expander = TemporalConv(config)
         self.decoder_linear_embedding = LinearEmbedding(h, h)

@@ -15,6 +15,10 @@ from streamtalk_export.mel import MelEncoder
 SAMPLE_RATE = 16000
 STRIDE = SAMPLE_RATE // FEATURE_RATE
 
+DEFAULT_CONTEXT_S = 2
+DEFAULT_LOOKAHEAD_S = 0.2
+"""Of HuBERT, which hears everything it is given; the mel encoder has its own."""
+
 Encoder = HubertEncoder | MelEncoder
 
 
@@ -48,7 +52,8 @@ def audio_window(
 ) -> AudioWindow:
     """The window for these settings; None takes the encoder's own. Raises ConfigError."""
     own_past = encoder.past_samples
-    wanted = own_past if context_s is None and own_past else round((context_s or 2.0) * SAMPLE_RATE)
+    default = own_past or DEFAULT_CONTEXT_S * SAMPLE_RATE
+    wanted = default if context_s is None else round(context_s * SAMPLE_RATE)
     context = -(-wanted // STRIDE) * STRIDE
     if context < own_past:
         raise ConfigError(
@@ -59,7 +64,7 @@ def audio_window(
     last = -(-window.positions()[-1] // 1)
     needed = int(last) * STRIDE - own_past + encoder.receptive_field - window.window_samples
     if lookahead_ms is None:
-        lookahead = needed if own_past else max(needed, SAMPLE_RATE // 5)
+        lookahead = needed if own_past else max(needed, round(DEFAULT_LOOKAHEAD_S * SAMPLE_RATE))
     else:
         lookahead = round(lookahead_ms * SAMPLE_RATE / 1000)
     if lookahead < needed:

@@ -18,7 +18,7 @@ from streamtalk.audio.microphone import Microphone
 from streamtalk.audio.raw import FORMATS
 from streamtalk.audio.sources import FileSource, RawSource, Source
 from streamtalk.backends import AUTO
-from streamtalk.errors import OutputError, SpeakerError, StreamTalkError, UsageError
+from streamtalk.errors import AudioError, OutputError, SpeakerError, StreamTalkError, UsageError
 from streamtalk.identity import Speaker, SpeakerId
 from streamtalk.output import Output
 from streamtalk.output.background import Background
@@ -53,10 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _guarded(parser, argv)
 
 
-def run_mic(argv: Sequence[str] | None = None) -> int:
-    """The script `run_mic.py`. Returns the exit code, as `main` does."""
+def run_mic(argv: Sequence[str] | None = None, *, engine: Path = DEFAULT_ENGINE) -> int:
+    """The script `run_mic.py`, whose default model is `engine`. Returns the exit code, as `main` does."""
     parser = _Parser("run_mic.py", description=_RUN)
     _add_run_arguments(parser)
+    parser.set_defaults(engine=engine)
     parser.set_defaults(action=_run)
     return _guarded(parser, argv)
 
@@ -129,7 +130,12 @@ def _run(arguments: argparse.Namespace) -> int:
         return _devices(arguments)
     if arguments.fast and not (arguments.wav or arguments.stdin):
         raise UsageError("--fast needs --wav or --stdin: a microphone gives no more than it hears.")
+    targets = [*arguments.out, *([arguments.contact_sheet] if arguments.contact_sheet else [])]
+    if len({path.resolve() for path in targets}) < len(targets):
+        raise UsageError("Two outputs have the same name; give each its own.")
     talker = Talker.load(arguments.engine, arguments.backend, threads=arguments.threads)
+    for name, reason in talker.choice.passed_over.items():
+        say(f"{name} was passed over for {talker.backend}: {reason}")
     with ExitStack() as stack:
         stream = stack.enter_context(
             talker.open(_speaker(arguments.speaker, talker.speakers), seed=arguments.seed)
@@ -154,6 +160,8 @@ def _source(arguments: argparse.Namespace, talker: Talker, stack: ExitStack) -> 
     if arguments.wav:
         return FileSource(arguments.wav, talker.sample_rate, arguments.fast)
     if arguments.stdin:
+        if sys.stdin is None:
+            raise AudioError("--stdin: there is no standard input; pipe samples into it.")
         return RawSource(sys.stdin.buffer, arguments.stdin_format, talker.sample_rate, arguments.fast)
     wanted = arguments.device
     device = int(wanted) if wanted is not None and wanted.isdecimal() else wanted
@@ -181,6 +189,8 @@ def _outputs(arguments: argparse.Namespace, talker: Talker, stream: Stream, stac
                 f"--out {path}: the name must end in .npz (vertices) or .mp4 (film with sound)."
             )
     if arguments.contact_sheet:
+        if arguments.contact_sheet.suffix != ".png":
+            raise OutputError(f"--contact-sheet {arguments.contact_sheet}: the name must end in .png.")
         add(ContactSheetOutput(arguments.contact_sheet, face))
     if arguments.view:
         live = LiveOutput(face)

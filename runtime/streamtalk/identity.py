@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeAlias
 from zipfile import BadZipFile
@@ -45,7 +46,7 @@ class Identity:
             return self.styles[index], self.templates[index]
         weights = np.zeros(len(self.names), np.float64)
         for name, weight in speaker.items():
-            if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
+            if not isinstance(weight, Real) or not math.isfinite(weight) or weight < 0:
                 raise SpeakerError(
                     f"The weight of speaker {name!r} must be a number of at least 0; got {weight!r}."
                 )

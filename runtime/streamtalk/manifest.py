@@ -110,6 +110,13 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
         for field in positive.split():
             if getattr(self, field) <= 0:
                 raise ModelError(f"{where}: {field} must be positive; it is {getattr(self, field)}.")
+        last_frame = -(-(self.hop - 1) * self.sample_rate // self.fps)
+        window = self.context_samples + last_frame + self.lookahead_samples
+        if self.context_samples < 0 or self.window_samples != window:
+            raise ModelError(
+                f"{where}: window_samples is {self.window_samples}; context, hop and lookahead add up to "
+                f"{window}. Export again."
+            )
         if self.schema != SCHEMA_VERSION:
             raise ModelError(
                 f"{where}: manifest schema {self.schema}, this version reads {SCHEMA_VERSION}; "
@@ -145,8 +152,8 @@ def read_manifest(directory: Path) -> Manifest:
 def verified(directory: Path, name: str, expected: str) -> Path:
     """Path of file `name` in `directory` after its SHA-256 was compared. Raises ModelError."""
     path = directory / name
-    if directory.resolve() not in path.resolve().parents:
-        raise ModelError(f"{name} in the manifest points outside {directory}; refusing to load it.")
+    if "\0" in name or directory.resolve() not in path.resolve().parents:
+        raise ModelError(f"{name!r} in the manifest points outside {directory}; refusing to load it.")
     if not path.is_file():
         raise ModelError(f"{path} is missing; the manifest lists it. Export again.")
     actual = sha256_of(path)

@@ -51,7 +51,10 @@ class GivenNoise:
         if callable(source):
             self._rows: NoiseFn = source
             return
-        table = np.asarray(source, np.float32)
+        try:
+            table = np.asarray(source, np.float32)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"`noise` must be [frames, {width}] numbers or a callable ({error}).") from error
         if table.ndim != 2 or table.shape[1] != width:
             raise UsageError(
                 f"`noise` must be [frames, {width}] or a callable; got shape {list(table.shape)}."

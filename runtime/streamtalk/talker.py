@@ -89,7 +89,7 @@ class Talker:
 
         `speaker` is a name, an index or a blend `{name or index: weight}` of styles and faces; None is the
         first. `seed` (0 to 2^64 - 1) selects the noise: equal seeds give equal frames. `template` [V, 3]
-        replaces the speaker's face at rest. `noise` replaces the seeded noise: an array [L, C] whose row i
+        or [3V] replaces the speaker's face at rest. `noise` replaces the seeded noise: an array [L, C] whose row i
         drives frame i, or a callable `frame -> [C]`.
 
         Raises SpeakerError and UsageError.
@@ -97,12 +97,7 @@ class Talker:
         m = self.manifest
         style, face = self.identity.blend(speaker)
         if template is not None:
-            face = np.array(template, np.float32)
-            if face.shape != (m.n_vertices, 3) or not np.isfinite(face).all():
-                raise UsageError(
-                    f"`template` must be [{m.n_vertices}, 3] finite numbers; got shape {list(face.shape)}."
-                )
-            face.flags.writeable = False
+            face = _template(template, m.n_vertices)
         source = SeededNoise(seed, m.latent_width) if noise is None else GivenNoise(noise, m.latent_width)
         lane = self.choice.backend.lane(style, face, self.identity.start_latent)
         return Stream(self._clock, lane, source, face)
@@ -111,3 +106,17 @@ class Talker:
     def _clock(self) -> Clock:
         m = self.manifest
         return Clock(m.sample_rate, m.fps, m.hop, m.window_samples, m.context_samples)
+
+
+def _template(values: npt.ArrayLike, n_vertices: int) -> npt.NDArray[np.float32]:
+    """Vertices [V, 3], read-only, from [V, 3] or [3V]. Raises UsageError."""
+    wanted = f"`template` must be [{n_vertices}, 3] finite numbers"
+    try:
+        face = np.array(values, np.float32)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{wanted}; got something else ({error}).") from error
+    if face.shape not in ((n_vertices, 3), (3 * n_vertices,)) or not np.isfinite(face).all():
+        raise UsageError(f"{wanted}; got shape {list(face.shape)}.")
+    face = face.reshape(n_vertices, 3)
+    face.flags.writeable = False
+    return face

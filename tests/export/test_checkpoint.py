@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from streamtalk_export.checkpoint import CheckpointError, load_state, random_model, read_state
+from streamtalk_export.checkpoint import CheckpointError, load_model, load_state, random_model, read_state
 from streamtalk_export.hubert import hubert_config
 from streamtalk_export.model import TalkerModel
+from streamtalk_export.vqvae import LinearEmbedding
 from tests.export.golden import DATA, load_golden
 
 FOLDER = DATA / "vocaset_small"
@@ -113,3 +118,33 @@ def test_random_weights_are_seeded_and_leave_the_global_generator_alone() -> Non
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not torch.equal(a["diff_ar_network.denoiser.0.weight"], c["diff_ar_network.denoiser.0.weight"])
+
+
+def test_linear_maps_follow_the_checkpoint(tmp_path: Path) -> None:
+    """C equal to the hidden width, with the maps that BIWI's checkpoints have."""
+    config = load_golden("biwi_small").config
+    vq = msgspec.structs.replace(config.vq, hidden_size=48, num_attention_heads=6, latent_linear=True)
+    config = msgspec.structs.replace(config, vq=vq)
+    hubert = hubert_config(DATA / "biwi_small" / "hubert_config.json")
+    made = random_model(config, hubert, 5)
+    state = {f"{p}.{k}": v for p, module in made.parts().items() for k, v in module.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "x.ckpt")
+    unsure = msgspec.structs.replace(config, vq=msgspec.structs.replace(vq, latent_linear=None))
+    loaded = load_model(unsure, hubert, tmp_path / "x.ckpt")
+    latents = torch.randn(1, 4, 48)
+    assert torch.equal(loaded.autoencoder.decoder(latents), made.autoencoder.decoder(latents))
+    assert isinstance(loaded.autoencoder.decoder.decoder_linear_embedding_pre, LinearEmbedding)
+
+
+def test_damaged_checkpoints_are_a_sentence(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    torch.save({"state_dict": {"a": torch.zeros(8), "b": torch.ones(3)}}, buffer)
+    good = buffer.getvalue()
+    for _ in range(60):
+        damaged = bytearray(good)
+        for _ in range(4):
+            damaged[rng.integers(len(damaged))] ^= int(rng.integers(1, 256))
+        (tmp_path / "x.ckpt").write_bytes(damaged)
+        with suppress(CheckpointError):
+            read_state(tmp_path / "x.ckpt")

@@ -117,3 +117,42 @@ def test_identity_file(exported: Callable[[Golden, str], Driver]) -> None:
         assert identity["templates"].shape == (3, 93, 3)
         assert np.array_equal(identity["templates"][2].reshape(-1), GOLDEN["template"])
         assert len(identity["speaker_names"]) == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--audio-context", "nan"],
+        ["--lookahead", "inf"],
+        ["--lookahead", "-1"],
+        ["--random-weights", str(2**64)],
+    ],
+)
+def test_numbers_out_of_range(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--config", "vocaset", *arguments])
+    assert caught.value.code == 2
+    assert "must be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"hidden_size": "wide"}',
+        '{"conv_dim": [16]}',
+        '{"hidden_size": 36, "num_attention_heads": 7}',
+        '{"feat_extract_norm": "layer"}',
+        "[1]",
+        "{",
+    ],
+)
+def test_hubert_configs_that_cannot_be(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "hubert.json"
+    path.write_text(text)
+    assert main([*SMALL[:2], "--hubert-config", str(path), "--random-weights", "1"]) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hop", ["5", "7"])
+def test_hops_that_do_not_divide_the_probe(hop: str, tmp_path: Path) -> None:
+    assert main([*SMALL, "--out", str(tmp_path / "m"), "--history", "4", "--hop", hop]) == 0

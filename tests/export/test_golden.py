@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from streamtalk_export.config import Sampler
-from streamtalk_export.model import generate_offline, generate_stream
+from streamtalk_export.model import collected, generate_offline, stream_frames, window_frames
 from streamtalk_export.sampler import sampler_table
 from tests.export.golden import Array, Golden
 
@@ -70,9 +70,10 @@ def test_generation(golden: Golden, way: str, sampler: Sampler) -> None:
     noise = torch.from_numpy(golden["noise" if way != "eval" else f"{prefix}_noise"])
     if way == "eval":
         got = generate_offline(golden.model, features, noise, speaker, table, template, window)
+    elif way == "window":
+        got = collected(window_frames(golden.model, features, noise, speaker, table, window), template)
     else:
-        bound = window if way == "window" else None
-        got = generate_stream(golden.model, features, noise, speaker, table, template, bound)
+        got = collected(stream_frames(golden.model, features, noise, speaker, table), template)
     close(got.latents, golden[f"{prefix}_latents"])
     close(got.vertices, golden[f"{prefix}_vertices"])
     if way == "grow":

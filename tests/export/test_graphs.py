@@ -143,6 +143,68 @@ def test_contract_of_every_graph(golden: Golden, exported: Exported) -> None:
         assert static == (name != "audio_encoder_offline")
 
 
+def test_names_shapes_and_types(golden: Golden, exported: Exported) -> None:
+    """The table of the design, written out."""
+    c, m = golden.config, exported(golden, "ddim").manifest
+    A, C, E = c.predictor.audio_encode_dim, c.predictor.vq_dim, c.predictor.latent_dim
+    V, H, W, D = c.n_vertices, c.predictor.n_heads, m.history, m.decode_window
+    cache, latents = (1, 2, 2, H, W, E // H), (1, D, C)
+    want = {
+        "audio_encoder": ({"pcm": (1, m.window_samples)}, {"audio_features": (1, m.hop, A)}),
+        "condition_predictor": (
+            {
+                "audio_feature": (1, A),
+                "previous_latent": (1, C),
+                "style": (1, E),
+                "position": (1,),
+                "kv_cache": cache,
+                "valid_frames": (1,),
+            },
+            {"condition": (1, E), "kv_cache_out": cache},
+        ),
+        "diffusion_head": ({"noise": (1, C), "condition": (1, E)}, {"latent": (1, C)}),
+        "vq_decoder": (
+            {"latents": latents, "valid_latents": (1,), "template": (1, 3 * V)},
+            {"vertices": (1, V, 3)},
+        ),
+        "frame": (
+            {
+                "audio_feature": (1, A),
+                "noise": (1, C),
+                "style": (1, E),
+                "position": (1,),
+                "valid_frames": (1,),
+                "valid_latents": (1,),
+                "template": (1, 3 * V),
+                "kv_cache": cache,
+                "latents": latents,
+                "active": (1,),
+            },
+            {"vertices": (1, V, 3), "kv_cache_out": cache, "latents_out": latents},
+        ),
+    }
+    types = {"position": "int64", "valid_frames": "int64", "valid_latents": "int64", "active": "bool"}
+    for name, (inputs, outputs) in want.items():
+        graph = m.graphs[name]
+        assert {t.name: t.shape for t in graph.inputs} == inputs
+        assert {t.name: t.shape for t in graph.outputs} == outputs
+        assert all(t.dtype == types.get(t.name, "float32") for t in (*graph.inputs, *graph.outputs))
+    offline = m.graphs["audio_encoder_offline"]
+    assert (offline.inputs[0].name, offline.inputs[0].shape[0]) == ("pcm", 1)
+    assert (offline.outputs[0].name, offline.outputs[0].shape[2]) == ("audio_features", A)
+
+
+def test_more_valid_latents_than_slots_are_all_of_them(golden: Golden, exported: Exported) -> None:
+    driver = exported(golden, "ddim")
+    D = driver.manifest.decode_window
+    inputs = driver.zeros("vq_decoder")
+    inputs["latents"][:] = np.random.default_rng(3).standard_normal(inputs["latents"].shape)
+    full, beyond = (
+        driver.run("vq_decoder", **{**inputs, "valid_latents": np.array([n])})["vertices"] for n in (D, D + 9)
+    )
+    assert np.array_equal(full, beyond)
+
+
 def test_certificate_holds(golden: Golden, exported: Exported) -> None:
     parity = exported(golden, "ddim").manifest.parity
     gated = [line for line in parity if line.bound is not None]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ def test_arrays_archives_and_meshes(tmp_path: Path) -> None:
     np.save(tmp_path / "flat.npy", FACE.reshape(-1))
     np.savez(tmp_path / "two.npz", templates=np.stack([FACE, FACE + 1]), speaker_names=["a", "b"])
     (tmp_path / "m.obj").write_text("".join(f"v {x} {y} {z}\n" for x, y, z in FACE) + "f 1 2 3\nf 3 4 5\n")
-    assert np.array_equal(read_templates(tmp_path / "flat.npy", V, ()).vertices, FACE[None])
-    two = read_templates(tmp_path / "two.npz", V, ())
+    assert np.array_equal(read_templates(tmp_path / "flat.npy", V, 2, ()).vertices, FACE[None])
+    two = read_templates(tmp_path / "two.npz", V, 2, ())
     assert two.names == ("a", "b")
     assert np.array_equal(two.vertices[1], FACE + 1)
-    assert np.array_equal(read_templates(tmp_path / "m.obj", V, ()).vertices, FACE[None])
+    assert np.array_equal(read_templates(tmp_path / "m.obj", V, 2, ()).vertices, FACE[None])
     faces, colors = read_faces(tmp_path / "m.obj", V)
     assert faces.tolist() == [[0, 1, 2], [2, 3, 4]]
     assert colors.shape == (0, 3)
@@ -40,23 +41,46 @@ def test_arrays_archives_and_meshes(tmp_path: Path) -> None:
 def test_pickled_templates_by_speaker(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "templates.pkl"
     path.write_bytes(pickle.dumps({"x": FACE + 2, "b": FACE + 1, "a": FACE}, protocol))
-    read = read_templates(path, V, ("a", "b"))
+    read = read_templates(path, V, 2, ("a", "b"))
     assert read.names == ("a", "b")
     assert np.array_equal(read.vertices, np.stack([FACE, FACE + 1]))
     with pytest.raises(ExportError, match="holds 3 faces"):
-        read_templates(path, V, ("a", "z"))
+        read_templates(path, V, 2, ("a", "z"))
+
+
+def test_a_file_that_names_as_many_faces_as_speakers(tmp_path: Path) -> None:
+    path = tmp_path / "templates.pkl"
+    path.write_bytes(pickle.dumps({"x": FACE + 2, "b": FACE}))
+    read = read_templates(path, V, 2, ())
+    assert read.names == ("x", "b")
+    assert np.array_equal(read.vertices, np.stack([FACE + 2, FACE]))
+
+
+@pytest.mark.parametrize("name", ["t.npz", "t.npy", "t.pkl", "t.obj", "t.stl"])
+def test_damaged_files_are_a_sentence(tmp_path: Path, name: str) -> None:
+    rng = np.random.default_rng(0)
+    whole = tmp_path / "whole"
+    np.savez(whole.with_suffix(".npz"), templates=FACE)
+    whole.write_bytes(pickle.dumps({"a": FACE}))
+    good = whole.with_suffix(".npz").read_bytes() if name == "t.npz" else whole.read_bytes()
+    for _ in range(40):
+        damaged = bytearray(good[: rng.integers(1, len(good))])
+        damaged[rng.integers(len(damaged))] ^= int(rng.integers(1, 256))
+        (tmp_path / name).write_bytes(damaged)
+        with suppress(ExportError):
+            read_templates(tmp_path / name, V, 1, ())
 
 
 def test_malicious_templates_do_not_run(tmp_path: Path) -> None:
     target, path = tmp_path / "owned", tmp_path / "templates.pkl"
     path.write_bytes(pickle.dumps({"a": _Payload(target)}))
     with pytest.raises(ExportError, match="only numpy arrays are admitted"):
-        read_templates(path, V, ("a",))
+        read_templates(path, V, 1, ("a",))
     assert not target.exists()
     objects = tmp_path / "objects.npy"
     np.save(objects, np.array([_Payload(target)], dtype=object), allow_pickle=True)
     with pytest.raises(ExportError, match="not a readable numpy file"):
-        read_templates(objects, V, ())
+        read_templates(objects, V, 2, ())
     assert not target.exists()
 
 
@@ -65,10 +89,10 @@ def test_wrong_sizes(tmp_path: Path) -> None:
     np.save(tmp_path / "nan.npy", FACE * np.nan)
     np.save(tmp_path / "f.npy", np.array([[0, 1, V]]))
     with pytest.raises(ExportError, match=r"shape \[4, 3\].*expected 5 vertices"):
-        read_templates(tmp_path / "t.npy", V, ())
+        read_templates(tmp_path / "t.npy", V, 2, ())
     with pytest.raises(ExportError, match="not finite"):
-        read_templates(tmp_path / "nan.npy", V, ())
+        read_templates(tmp_path / "nan.npy", V, 2, ())
     with pytest.raises(ExportError, match="index vertices 0 to 5; the model has 5"):
         read_faces(tmp_path / "f.npy", V)
     with pytest.raises(ExportError, match="No template at"):
-        read_templates(tmp_path / "none.npy", V, ())
+        read_templates(tmp_path / "none.npy", V, 2, ())

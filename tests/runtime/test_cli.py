@@ -170,7 +170,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "seed": (["--wav", "clip.wav", "--seed", "-1"], "seed"),
     "seed text": (["--wav", "clip.wav", "--seed", "x"], "invalid int value"),
     "backend": (["--wav", "clip.wav", "--backend", "abacus"], "There are: auto, onnxruntime-cpu"),
-    "threads": (["--wav", "clip.wav", "--threads", "0"], "threads"),
+    "threads": (["--wav", "clip.wav", "--threads", "100000"], "threads"),
     "out suffix": (["--wav", "clip.wav", "--out", "/dev/full"], "must end in .npz"),
     "out folder": (["--wav", "clip.wav", "--out", "none/x.npz"], "there is no folder"),
     "out device": (["--wav", "clip.wav", "--out", "full.npz"], "not a regular file"),

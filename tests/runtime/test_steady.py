@@ -15,7 +15,6 @@ GROWTH_BYTES = (
     4096  # tracemalloc's own rounding and Python's small-object caches; a leak of 1 byte a frame shows
 )
 CYCLES = 5  # objects that only the collector can free, of interpreter bookkeeping
-OVERHEAD_MS = 0.2
 
 
 def play(stream: Stream, n_frames: int, block: int = 160) -> None:
@@ -81,6 +80,5 @@ def test_a_late_frame_costs_what_an_early_one_does(talker: Talker) -> None:
         early = stream.stats()
         play(stream, 5 * WARM_FRAMES, block=16000)
         late = stream.stats()
-    # The toy's graphs take next to nothing: nearly all of this is the runtime's own.
-    assert early.latency_ms.p50 < OVERHEAD_MS
-    assert late.latency_ms.p50 < OVERHEAD_MS
+    # `late` includes the early frames: half again as slow in all means far slower at the end.
+    assert late.latency_ms.p50 < 1.5 * early.latency_ms.p50

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import numpy.typing as npt
 import pytest
 
 from streamtalk import AudioError, Frame, SpeakerError, Stream, StreamError, Talker, UsageError
@@ -320,8 +321,8 @@ def test_unknown_speakers_are_told_who_there_is(talker: Talker, speaker: Any, me
         talker.open(speaker)
 
 
-@pytest.mark.parametrize("template", [np.zeros((5, 3)), np.full((4, 3), np.nan), np.zeros(12)])
-def test_a_template_must_fit(talker: Talker, template: Array) -> None:
+@pytest.mark.parametrize("template", [np.zeros((5, 3)), np.full((4, 3), np.nan), np.zeros(13), [[1], [2, 3]]])
+def test_a_template_must_fit(talker: Talker, template: npt.ArrayLike) -> None:
     with pytest.raises(UsageError, match=r"`template` must be \[4, 3\]"):
         talker.open(template=template)
 

@@ -61,7 +61,9 @@ class Toy:
             window_samples=self.window_samples,
             context_samples=self.context_samples,
             hop=self.hop,
-            lookahead_samples=self.window_samples - self.context_samples,
+            lookahead_samples=self.window_samples
+            - self.context_samples
+            + -(self.hop - 1) * 16000 // self.fps,
             history=self.history,
             decode_window=self.decode_window,
             period=self.period,

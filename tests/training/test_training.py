@@ -79,7 +79,7 @@ def test_cached_rollout_equals_the_predictor_as_trained() -> None:
     latents = rollout(talker, features, speaker, noise)  # 30 frames: the window of 8 slides
     network = talker.diff_ar_network
     past = torch.cat([talker.autoencoder.start_latent().expand(2, 1, -1), latents[:, :-1]], 1)
-    condition = network.conditions(past, features, network.obj_vector(speaker))
+    condition = network.conditions(past, features, network.obj_vector(speaker), history=CONFIG.window_size)
     again = network.sample(noise, condition, talker.sampler)
     torch.testing.assert_close(again, latents, rtol=SAME_SUM, atol=SAME_SUM)
 

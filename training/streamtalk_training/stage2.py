@@ -97,17 +97,18 @@ def stage2_loss(
     style = network.obj_vector(batch.speaker)
     position = torch.from_numpy(random.integers(0, network.config.period, size))
 
+    seen = talker.config.window_size
     nothing = talker.autoencoder.start_latent().expand(size, frames, -1)
     past = nothing
     if progress >= plan.history_start:
         with torch.no_grad():
-            condition = network.conditions(nothing, features, style, position)
+            condition = network.conditions(nothing, features, style, position, seen)
             predicted = network.sample(noise(*nothing.shape), condition, talker.sampler)
             blind = torch.rand(size, 1, 1, generator=generator) < plan.blind_share
             spread = plan.history_noise * torch.rand(size, 1, 1, generator=generator).to(device)
             own = torch.cat([latents[:, :1], predicted[:, :-1]], 1) + spread * noise(*nothing.shape)
             past = torch.where(blind.to(device), nothing, own)
-    condition = network.conditions(past, features, style, position)
+    condition = network.conditions(past, features, style, position, seen)
     wanted = latents[:, 1:]
     clean = network.sample(noise(*wanted.shape), condition, talker.sampler)
 

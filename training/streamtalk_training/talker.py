@@ -17,25 +17,13 @@ from streamtalk_export.sampler import sampler_table
 from streamtalk_export.vqvae import VQAutoencoder, VQDecoder
 
 
-class WindowedNetwork(DiffusionNetwork):
-    """The predictor as it is streamed: a token sees itself and W - 1 frames before it, as the cache does."""
-
-    history: int
-
-    def _causal_bias(self, length: int) -> Tensor:
-        back = torch.arange(length)[:, None] - torch.arange(length)
-        bias = history_bias(self.config.n_heads, length, self.config.period)[:, back.clamp(min=0)]
-        return bias.masked_fill((back < 0) | (back >= self.history), -torch.inf)
-
-
 class Talker(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.audio_encoder = MelEncoder(config.audio)
         self.autoencoder = VQAutoencoder(config.vq)
-        self.diff_ar_network = WindowedNetwork(config.predictor)
-        self.diff_ar_network.history = config.window_size
+        self.diff_ar_network = DiffusionNetwork(config.predictor)
         self.sampler = sampler_table(config.schedule, config.steps, config.sampler)
         self.decode_window = config.stream.decode_window or config.window_size
 

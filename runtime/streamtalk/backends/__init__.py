@@ -35,8 +35,8 @@ class Options:
         """The number of CPU threads to use. Raises UsageError."""
         if self.threads is None:
             return min(4, _usable_cores())
-        if not 1 <= self.threads <= MOST_THREADS:
-            raise UsageError(f"`threads` must be 1 to {MOST_THREADS}; got {self.threads}.")
+        if not isinstance(self.threads, int) or not 1 <= self.threads <= MOST_THREADS:
+            raise UsageError(f"`threads` must be 1 to {MOST_THREADS}; got {self.threads!r}.")
         return self.threads
 
 
