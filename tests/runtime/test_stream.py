@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import numpy.typing as npt
 import pytest
 
 from streamtalk import AudioError, Frame, SpeakerError, Stream, StreamError, Talker, UsageError
