@@ -54,7 +54,7 @@ class CpuLane:
         encoded = _allocate(manifest.graphs[AUDIO_ENCODER].outputs)
         self.pcm: Float32 = windows["pcm"][0]
         self._features: Float32 = encoded["audio_features"][0]
-        self._encode_binding = _bind(backend.runtime, backend.encoder, windows, encoded)
+        self._encode_binding = _Binding(backend.runtime, backend.encoder, windows, encoded)
 
         # The state has two sides: the graph reads the one and writes the other, in turn.
         inputs = _allocate(manifest.graphs[FRAME].inputs)
@@ -70,8 +70,8 @@ class CpuLane:
         back = {**inputs, "kv_cache": outputs["kv_cache_out"], "latents": outputs["latents_out"]}
         back_out = {**outputs, "kv_cache_out": inputs["kv_cache"], "latents_out": inputs["latents"]}
         self._frame_bindings = (
-            _bind(backend.runtime, backend.frame, inputs, outputs),
-            _bind(backend.runtime, backend.frame, back, back_out),
+            _Binding(backend.runtime, backend.frame, inputs, outputs),
+            _Binding(backend.runtime, backend.frame, back, back_out),
         )
         self._vertices: Float32 = outputs["vertices"][0]
         self._vertices.flags.writeable = False
@@ -167,19 +167,26 @@ def _allocate(tensors: tuple[Tensor, ...]) -> dict[str, Array]:
     return {tensor.name: np.zeros([int(n) for n in tensor.shape], tensor.dtype) for tensor in tensors}
 
 
-def _bind(runtime: Any, session: Any, inputs: dict[str, Array], outputs: dict[str, Array]) -> Any:
-    """Bind arrays by name; the OrtValues refer to the arrays' own memory and keep them alive."""
-    binding = session.io_binding()
-    for name, array in inputs.items():
-        binding.bind_ortvalue_input(name, runtime.OrtValue.ortvalue_from_numpy(array))
-    for name, array in outputs.items():
-        binding.bind_ortvalue_output(name, runtime.OrtValue.ortvalue_from_numpy(array))
-    return binding
+class _Binding:
+    """Arrays bound to a session by name: onnxruntime reads and writes their own memory."""
+
+    def __init__(
+        self, runtime: Any, session: Any, inputs: dict[str, Array], outputs: dict[str, Array]
+    ) -> None:
+        self.io = session.io_binding()
+        # Kept here: in some versions (seen with 1.23.2) a binding does not keep the memory alive that it points to.
+        self._inputs = {name: runtime.OrtValue.ortvalue_from_numpy(a) for name, a in inputs.items()}
+        self._outputs = {name: runtime.OrtValue.ortvalue_from_numpy(a) for name, a in outputs.items()}
+        self._arrays = (inputs, outputs)
+        for name, value in self._inputs.items():
+            self.io.bind_ortvalue_input(name, value)
+        for name, value in self._outputs.items():
+            self.io.bind_ortvalue_output(name, value)
 
 
-def _run(session: Any, binding: Any) -> None:
+def _run(session: Any, binding: _Binding) -> None:
     try:
-        session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding.io)
     except Exception as error:  # onnxruntime's own errors share no base class
         raise BackendError(f"onnxruntime failed: {_first_line(error)}") from error
 
