@@ -15,10 +15,11 @@ import onnxruntime
 import torch
 
 from streamtalk.manifest import Manifest, Parity
+from streamtalk_export.config import SAMPLE_RATE
 from streamtalk_export.hubert import HubertEncoder
 from streamtalk_export.model import TalkerModel, stream_frames
 from streamtalk_export.sampler import SamplerTable
-from streamtalk_export.windows import SAMPLE_RATE, AudioWindow, StreamingEncoder
+from streamtalk_export.windows import AudioWindow, StreamingEncoder
 
 Array = npt.NDArray[Any]
 
@@ -68,22 +69,18 @@ class _Graphs:
         self._directory, self._manifest, self._options = directory, manifest, options
 
     def run(self, name: str, **inputs: Array) -> list[Array]:
+        """Outputs of the first slot; every slot gets the same inputs, given without the batch axis."""
+        graph = self._manifest.graphs[name]
         if name not in self._sessions:
-            path = self._directory / self._manifest.graphs[name].file
             self._sessions[name] = onnxruntime.InferenceSession(
-                str(path), self._options, providers=["CPUExecutionProvider"]
+                str(self._directory / graph.file), self._options, providers=["CPUExecutionProvider"]
             )
-        batched = {key: self._batched(value) for key, value in inputs.items()}
+        batch = int(graph.inputs[0].shape[0])
+        batched = {
+            key: np.ascontiguousarray(np.broadcast_to(value, (batch, *value.shape)))
+            for key, value in inputs.items()
+        }
         return [out[0] for out in self._sessions[name].run(None, batched)]
-
-    def _batched(self, value: Array) -> Array:
-        return np.ascontiguousarray(np.broadcast_to(value, (self._manifest.batch, *value.shape)))
-
-    def encode_offline(self, pcm: Array) -> Array:
-        path = self._directory / self._manifest.graphs["audio_encoder_offline"].file
-        session = onnxruntime.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
-        features: Array = session.run(None, {"pcm": pcm[None]})[0][0]
-        return features
 
     def close(self, name: str) -> None:
         """Let a session's memory go: full-size graphs are large."""
@@ -156,7 +153,8 @@ def _certify_encoders(
 ) -> tuple[dict[str, Array], list[Parity]]:
     clip = probe.pcm[: PROBE_SECONDS * SAMPLE_RATE]
     reference = model.offline_features(torch.from_numpy(clip)).numpy()
-    offline = graphs.encode_offline(clip)
+    (offline,) = graphs.run("audio_encoder_offline", pcm=clip)
+    graphs.close("audio_encoder_offline")
     streaming_module = StreamingEncoder(model.audio_encoder, window, manifest.level_floor).eval()
     frames = len(clip) * manifest.fps // SAMPLE_RATE
     padded = np.pad(probe.pcm, (window.context_samples, 0))
@@ -249,15 +247,12 @@ def _certify_frames(
             valid_latents=np.array(min(i + 2, manifest.decode_window)),
             template=probe.template,
         )
-        vertices, fused.cache, fused.latents = graphs.run(
-            "frame", **_frame_inputs(fused, features[i], style, probe)
-        )
+        vertices = _next_frame(graphs, fused, features[i], style, probe)
         errors["condition_predictor"].add(got_condition, condition)
         errors["diffusion_head"].add(got_latent, latent)
         errors["vq_decoder"].add(got_vertices, want)
         errors["frame"].add(vertices, want)
         by_stage.frame += 1
-        fused.frame += 1
     # After the last frame the fused state must be the one that the stages kept.
     errors["state"].add(fused.cache, by_stage.cache)
     errors["state"].add(fused.latents, by_stage.latents)
@@ -267,17 +262,21 @@ def _certify_frames(
     return [*lines, errors["state"].line("frame", "max_abs_error_of_final_state")]
 
 
-def _frame_inputs(stream: _Stream, feature: Array, style: Array, probe: Probe) -> dict[str, Array]:
-    return {
-        "audio_feature": feature,
-        "noise": probe.noise[stream.frame],
-        "style": style,
-        "template": probe.template,
-        "kv_cache": stream.cache,
-        "latents": stream.latents,
-        "active": np.array(True),
+def _next_frame(graphs: _Graphs, stream: _Stream, feature: Array, style: Array, probe: Probe) -> Array:
+    """Run the fused graph for the stream's next frame: vertices [V, 3]."""
+    vertices, stream.cache, stream.latents = graphs.run(
+        "frame",
+        audio_feature=feature,
+        noise=probe.noise[stream.frame],
+        style=style,
+        template=probe.template,
+        kv_cache=stream.cache,
+        latents=stream.latents,
+        active=np.array(True),
         **stream.counters(),
-    }
+    )
+    stream.frame += 1
+    return vertices
 
 
 def _streaming_cost(
@@ -289,13 +288,8 @@ def _streaming_cost(
     count = min(len(features["offline"]), len(features["streaming"]), len(probe.noise))
     moved = {}
     for kind, values in features.items():
-        stream, frames = _Stream(manifest, start), []
-        for i in range(count):
-            vertices, stream.cache, stream.latents = graphs.run(
-                "frame", **_frame_inputs(stream, values[i], style, probe)
-            )
-            stream.frame += 1
-            frames.append(vertices)
+        stream = _Stream(manifest, start)
+        frames = [_next_frame(graphs, stream, feature, style, probe) for feature in values[:count]]
         moved[kind] = np.stack(frames).astype(np.float64) * 1000 * manifest.metres_per_unit
     graphs.close("frame")
     difference = np.linalg.norm(moved["streaming"] - moved["offline"], axis=-1)

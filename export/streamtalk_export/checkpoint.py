@@ -121,9 +121,6 @@ def load_model(config: ModelConfig, hubert: HubertConfig | None, path: Path) -> 
 
 def random_model(config: ModelConfig, hubert: HubertConfig | None, seed: int) -> TalkerModel:
     """The model with seeded random weights: for benchmarks without a checkpoint."""
-    generator_state = torch.random.get_rng_state()
-    try:
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return TalkerModel(config, hubert).eval().requires_grad_(False)
-    finally:
-        torch.random.set_rng_state(generator_state)

@@ -18,8 +18,10 @@ from streamtalk_export.errors import ExportError
 Sampler = Literal["ddim", "ddim_legacy"]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
+SAMPLE_RATE = 16000
 FEATURE_RATE = 50
-"""Audio-encoder features a second; both encoders step 320 samples at 16 kHz."""
+STRIDE = SAMPLE_RATE // FEATURE_RATE
+"""Samples that both audio encoders step from feature to feature."""
 
 
 class ConfigError(ExportError):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,14 +17,14 @@ import torch
 
 from streamtalk.manifest import FILE_NAME, SCHEMA_VERSION, Graph, Manifest, Parity, sha256_of
 from streamtalk_export.certificate import PROBE_SECONDS, Probe, certify, probe_audio
-from streamtalk_export.config import Sampler
+from streamtalk_export.config import SAMPLE_RATE, Sampler
 from streamtalk_export.errors import ExportError
 from streamtalk_export.graphs import ConditionPredictor, Frame, NewestFrameDecoder, diffusion_head
 from streamtalk_export.hubert import HubertEncoder
 from streamtalk_export.model import TalkerModel
 from streamtalk_export.onnx_file import write_graph
-from streamtalk_export.sampler import sampler_table
-from streamtalk_export.windows import SAMPLE_RATE, AudioWindow, OfflineEncoder, StreamingEncoder, audio_window
+from streamtalk_export.sampler import SamplerTable, sampler_table
+from streamtalk_export.windows import AudioWindow, OfflineEncoder, StreamingEncoder, audio_window
 
 IDENTITY = "identity.npz"
 Say = Callable[[str], None]
@@ -184,7 +183,7 @@ def _new_directory(out: Path) -> Iterator[Path]:
 
 def _write_graphs(
     model: TalkerModel,
-    table: Any,
+    table: SamplerTable,
     window: AudioWindow,
     directory: Path,
     sizes: tuple[int, int, int, bool],

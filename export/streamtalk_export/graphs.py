@@ -123,17 +123,12 @@ class UnrolledHead(nn.Module):
 
     def __init__(self, network: DiffusionNetwork, table: SamplerTable) -> None:
         super().__init__()
-        self.network = network
-        self.coefficients = list(zip(table.coef_x0.tolist(), table.coef_xt.tolist(), strict=True))
+        self.network, self.table = network, table
         with torch.no_grad():
             self.register_buffer("times", network.time_emb(torch.from_numpy(table.timesteps)))
 
     def forward(self, noise: Tensor, condition: Tensor) -> Tensor:
-        x = noise
-        for i, (coef_x0, coef_xt) in enumerate(self.coefficients):
-            x0 = coef_x0 * self.network.denoise(x, condition, self.times[i])
-            x = x0 if coef_xt == 0.0 else x0 + coef_xt * x
-        return x
+        return self.network.sample_at(noise, condition, self.table, self.times)
 
 
 def diffusion_head(network: DiffusionNetwork, table: SamplerTable, fold: bool) -> FoldedHead | UnrolledHead:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from transformers import HubertConfig, HubertModel
 
-from streamtalk_export.config import ConfigError
+from streamtalk_export.config import FEATURE_RATE, STRIDE, ConfigError
 
 NORMALISATION_EPS = 1e-7
 
@@ -43,9 +43,9 @@ def hubert_config(path: Path | None) -> HubertConfig:
             f"{path}: only the base variant is supported (feat_extract_norm 'group', no stable layer norm, "
             "no convolution bias)."
         )
-    if math.prod(config.conv_stride) != 320:
+    if math.prod(config.conv_stride) != STRIDE:
         raise ConfigError(
-            f"{path}: the convolutions must step 320 samples; they step {math.prod(config.conv_stride)}."
+            f"{path}: the convolutions must step {STRIDE} samples; they step {math.prod(config.conv_stride)}."
         )
     return config
 
@@ -136,8 +136,8 @@ def _feed_forward(layer: Any, x: Tensor) -> Tensor:
 
 def offline_length(samples: int, receptive: int, fps: int) -> int:
     """Animation frames that the release makes of a clip: `int(S * fps / 50)`."""
-    features = (samples - receptive) // 320 + 1
-    return features * fps // 50
+    features = (samples - receptive) // STRIDE + 1
+    return features * fps // FEATURE_RATE
 
 
 def resample_offline(features: Tensor, length: int) -> Tensor:

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from streamtalk_export.config import AudioEncoderConfig, ConfigError
+from streamtalk_export.config import SAMPLE_RATE, STRIDE, AudioEncoderConfig, ConfigError
 
-SAMPLE_RATE = 16000
-STRIDE = 320
 MEL_WINDOW = 400
 MEL_HOP = 160
 MEL_LOW_HZ, MEL_HIGH_HZ = 60.0, 7600.0

@@ -153,10 +153,14 @@ class DiffusionNetwork(nn.Module):
     def sample(self, noise: Tensor, condition: Tensor, table: SamplerTable) -> Tensor:
         """Denoise `noise` [..., C] in `len(table)` fixed steps given `condition` [..., E]."""
         times = self.time_emb(torch.from_numpy(table.timesteps).to(noise.device))
+        return self.sample_at(noise, condition, table, times)
+
+    def sample_at(self, noise: Tensor, condition: Tensor, table: SamplerTable, times: Tensor) -> Tensor:
+        """`sample` with the time embeddings [N, E] given."""
         x = noise
         for time, coef_x0, coef_xt in zip(times, table.coef_x0.tolist(), table.coef_xt.tolist(), strict=True):
-            x0 = self.denoise(x, condition, time)
-            x = coef_x0 * x0 + coef_xt * x
+            x0 = coef_x0 * self.denoise(x, condition, time)
+            x = x0 if coef_xt == 0.0 else x0 + coef_xt * x
         return x
 
 

@@ -8,12 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from streamtalk_export.config import FEATURE_RATE, ConfigError, ModelConfig
+from streamtalk_export.config import FEATURE_RATE, SAMPLE_RATE, STRIDE, ConfigError, ModelConfig
 from streamtalk_export.hubert import HubertEncoder, offline_length, resample_offline
 from streamtalk_export.mel import MelEncoder
-
-SAMPLE_RATE = 16000
-STRIDE = SAMPLE_RATE // FEATURE_RATE
 
 DEFAULT_CONTEXT_S = 2
 DEFAULT_LOOKAHEAD_S = 0.2

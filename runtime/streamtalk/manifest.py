@@ -99,7 +99,6 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     graphs: dict[str, Graph]
     engines: tuple[Engine, ...] = ()
     parity: tuple[Parity, ...] = ()
-    notes: tuple[str, ...] = ()
 
     def check(self, where: Path) -> None:
         """Refuse values that no exporter writes. Raises ModelError."""

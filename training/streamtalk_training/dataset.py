@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streamtalk_export.mel import MEL_HOP, STRIDE, MelEncoder
+from streamtalk_export.config import STRIDE
+from streamtalk_export.mel import MEL_HOP, MelEncoder
 from streamtalk_training.clips import Clip
 from streamtalk_training.coarticulation import ARKIT_INDEX
 from streamtalk_training.motion import MotionSpace

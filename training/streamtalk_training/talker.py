@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from streamtalk_export.config import ModelConfig
+from streamtalk_export.graphs import ConditionPredictor
 from streamtalk_export.mel import MelEncoder
-from streamtalk_export.network import DiffusionNetwork, cross_value, history_bias, split_heads
+from streamtalk_export.network import DiffusionNetwork
 from streamtalk_export.sampler import sampler_table
 from streamtalk_export.vqvae import VQAutoencoder, VQDecoder
 
@@ -31,28 +31,20 @@ class Talker(nn.Module):
 @torch.no_grad()
 def rollout(talker: Talker, features: Tensor, speaker: Tensor, noise: Tensor) -> Tensor:
     """Latents [B, L, C], frame after frame, of features [B, L, A] at the frame rate, speaker [B] and noise
-    [B, L, C]: every frame hears its own past alone, through a cache of W keys and values a layer."""
-    network = talker.diff_ar_network
-    layers = network.transformer_decoder.layers
+    [B, L, C]: every frame hears its own past alone, through the exported predictor and its cache of W slots."""
+    network, p = talker.diff_ar_network, talker.config.predictor
+    predictor = ConditionPredictor(network, talker.config.window_size).to(features.device)
     style = network.obj_vector(speaker)
-    bias = history_bias(network.config.n_heads, talker.config.window_size, network.config.period).flip(1)
-    cross = [cross_value(layer, network.audio_feature_map(features)) for layer in layers]
-    keys: list[Tensor] = [torch.empty(0)] * len(layers)
-    values: list[Tensor] = [torch.empty(0)] * len(layers)
-    previous = talker.autoencoder.start_latent().expand(len(features), -1)
+    batch, frames = features.shape[:2]
+    head = p.latent_dim // p.n_heads
+    cache = features.new_zeros(batch, p.num_layers, 2, p.n_heads, talker.config.window_size, head)
+    previous = talker.autoencoder.start_latent().expand(batch, -1)
     latents = []
-    for frame in range(features.shape[1]):
-        x = network.vq_latent_map(previous) + style + network.positions[frame % network.config.period]
-        for index, layer in enumerate(layers):
-            q, k, v = split_heads(layer.self_attn, x[:, None])
-            keys[index] = k if frame == 0 else torch.cat([keys[index], k], 2)[:, :, -len(bias[0]) :]
-            values[index] = v if frame == 0 else torch.cat([values[index], v], 2)[:, :, -len(bias[0]) :]
-            seen = bias[:, None, -keys[index].shape[2] :]
-            attended = F.scaled_dot_product_attention(q, keys[index], values[index], attn_mask=seen)
-            x = layer.norm1(x + layer.self_attn.out_proj(attended.transpose(1, 2).flatten(2))[:, 0])
-            x = layer.norm2(x + cross[index][:, frame])
-            x = layer.norm3(x + layer.linear2(layer.activation(layer.linear1(x))))
-        previous = network.sample(noise[:, frame], x, talker.sampler)
+    for frame in range(frames):
+        position = torch.full((batch,), frame % p.period, device=features.device)
+        valid = torch.full((batch,), min(frame, talker.config.window_size), device=features.device)
+        condition, cache = predictor(features[:, frame], previous, style, position, cache, valid)
+        previous = network.sample(noise[:, frame], condition, talker.sampler)
         latents.append(previous)
     return torch.stack(latents, 1)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from streamtalk.errors import ModelError
 from streamtalk.manifest import AUDIO_ENCODER, FRAME, Graph, Manifest, Tensor
 
-GRAPHS = (AUDIO_ENCODER, FRAME)
 Tensors = dict[str, Tensor]
 
 
