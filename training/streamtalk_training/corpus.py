@@ -1,8 +1,9 @@
-"""The corpus: `python -m streamtalk_training.corpus --hours 2 --out CACHE`.
+"""The corpus: `python -m streamtalk_training.corpus --hours 9 --out CACHE --debian FOLDER`.
 
 A plan of clips, made from the seed alone, is cut into shards; each shard is rendered in a fresh process
-(see `espeak.say` for why) and appears whole, so an interrupted run goes on where it stopped. Test clips are
-spoken by voices, and say sentences, that training never meets.
+(see `espeak.say` for why) and appears whole, so an interrupted run goes on where it stopped, and the same seed
+gives the same bytes from any number of processes. Test clips are spoken by voices, and say sentences, that
+training never meets.
 """
 
 from __future__ import annotations
@@ -10,129 +11,158 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from streamtalk_training import flite
+from streamtalk_training import espeak, festival, flite, sounds
 from streamtalk_training.clips import SAMPLE_RATE, Clip, ClipSpec, Speak, render
 from streamtalk_training.espeak import Utterance
+from streamtalk_training.foreign import foreign_sentence
 from streamtalk_training.sentences import generated_sentences, split_of, wordnet_sentences
 from streamtalk_training.visemes import Phone, tables
+from streamtalk_training.voices import (
+    FESTIVAL_VOICES,
+    FLITE_MEAN_PITCH_HZ,
+    FOREIGN_ACCENTS,
+    TEST_ACCENTS,
+    TEST_FLITE_VOICE,
+    TEST_VARIANTS,
+    TRAIN_ACCENTS,
+    TRAIN_FLITE_VOICES,
+    TRAIN_VARIANTS,
+    Engines,
+    find_engines,
+)
 
 CLIPS_PER_SHARD = 64
-CHARACTERS_A_SECOND = 14.0  # of speech at the usual pace: turns hours into a number of clips
+CHARACTERS_A_SECOND = 15.0  # of speech at the usual pace: turns hours into a number of clips
 PAUSES_A_CLIP_S = 1.8
-SOUND_CLIP_S = 4.0
-SOUND_SHARE = 0.06  # of the clips: no speech at all
-FLITE_SHARE = 0.35  # of the clips, where flite is at hand
-TEST_HOURS = 0.12
-
-TRAIN_ACCENTS = ("en-us", "en-us", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan")
-TEST_ACCENTS = ("en-us-nyc", "en-gb-x-gbcwmd")
-TRAIN_VARIANTS = (
-    *("", "", "f1", "f2", "f3", "f4", "m1", "m2", "m3", "m5", "m6", "m7", "m8", "klatt", "klatt2", "klatt5"),
-    *(
-        "Alicia",
-        "Andrea",
-        "Annie",
-        "Denis",
-        "Gene",
-        "Lee",
-        "Marco",
-        "Mike",
-        "Reed",
-        "adam",
-        "anika",
-        "belinda",
-    ),
-    *(
-        "benjamin",
-        "caleb",
-        "david",
-        "ed",
-        "edward",
-        "grandma",
-        "gustave",
-        "ian",
-        "iven",
-        "john",
-        "kaukovalta",
-    ),
-    *("linda", "michel", "norbert", "paul", "quincy", "robert", "steph2", "travis", "victor", "whisper"),
-)
-TEST_VARIANTS = ("f5", "m4", "klatt3", "steph", "max", "Alex", "aunty", "zac")
-TRAIN_FLITE_VOICES = ("slt", "rms", "kal16")
-TEST_FLITE_VOICE = "awb"
+SOUND_CLIP_S = 6.0  # on average
+SOUND_SHARE = 0.12  # of the clips: no speech at all
+FOREIGN_SHARE = 0.12  # of the speaking clips, as the shares below
+FLITE_SHARE = 0.28  # where flite is at hand
+FESTIVAL_SHARE = 0.17  # where festival is at hand
+WARPED_SHARE = 0.6
+WARPS = (0.86, 1.18)
+RICH_SHARE = 0.15  # of the clips say sentences full of what lips show best, or models hear worst
+RICHEST = 0.2  # of the sentences count as rich
+TEST_HOURS = 0.09
+SOUNDS_EACH = 6  # clips of every kind in the `sounds` split
+EVALUATED_SOUNDS = ("silence", "white", "pink", "music", "hum")
+_WEAK_SOUNDS = re.compile(r"f|v|w|oo|sh|th|ph|p|b|m", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class CorpusPlan:
-    """What to render: hours of training speech, and where text and flite are found (None: do without)."""
+    """What to render: hours of training clips, by which engines."""
 
     hours: float
     seed: int = 0
     fps: float = 30.0
-    wordnet: Path | None = None
-    flite_program: Path | None = None
+    engines: Engines = field(default_factory=Engines)
 
 
 def planned_clips(plan: CorpusPlan) -> dict[str, list[ClipSpec]]:
-    """Specs by split: `train`, `valid`, `test` and, with flite, `awb` (a recorded voice never trained on)."""
-    if plan.wordnet is not None:
-        sentences = wordnet_sentences(plan.wordnet)
+    """Specs by split: `train`, `valid`, `test`, `sounds` (mouth shut) and, with flite, `awb` (a recorded voice
+    that training never hears)."""
+    if plan.engines.wordnet is not None:
+        sentences = wordnet_sentences(plan.engines.wordnet)
     else:
         sentences = generated_sentences(max(200, int(plan.hours * 1500)), plan.seed)
-    wanted = {"train": plan.hours, "valid": TEST_HOURS / 2, "test": TEST_HOURS}
+    by_split = {name: [s for s in sentences if split_of(s) == name] for name in ("train", "valid", "test")}
     specs = {
-        split: list(_specs(split, [s for s in sentences if split_of(s) == split], hours, plan))
-        for split, hours in wanted.items()
+        "train": list(_training(by_split["train"], plan)),
+        "valid": list(_held_out("valid", by_split["valid"], plan)),
+        "test": list(_held_out("test", by_split["test"], plan)),
+        "sounds": [
+            ClipSpec(index, plan.seed + 1, "sounds", kind, (), False, plan.fps)
+            for index, kind in enumerate(EVALUATED_SOUNDS * SOUNDS_EACH)
+        ],
     }
-    if plan.flite_program is not None:
-        specs["awb"] = [
-            replace(spec, engine="flite", voice=TEST_FLITE_VOICE)
-            for spec in specs["test"]
-            if spec.engine == "espeak"
-        ]
+    if plan.engines.flite is not None:
+        specs["awb"] = [replace(spec, engine="flite", voice=TEST_FLITE_VOICE) for spec in specs["test"]]
     return specs
 
 
-def _specs(split: str, sentences: Sequence[str], hours: float, plan: CorpusPlan) -> Iterator[ClipSpec]:
-    chooser = random.Random(f"{plan.seed} {split}")
-    order = list(sentences)
-    chooser.shuffle(order)
-    varied = split == "train"
-    accents, variants = (TRAIN_ACCENTS, TRAIN_VARIANTS) if varied else (TEST_ACCENTS, TEST_VARIANTS)
-    seconds, index, position = 0.0, 0, 0
-    while seconds < hours * 3600 and order:
-        said: tuple[str, ...] = ()
-        engine, voice = "sounds", ""
+def _training(sentences: Sequence[str], plan: CorpusPlan) -> Iterator[ClipSpec]:
+    chooser = random.Random(f"{plan.seed} train")
+    plenty = _endless(sentences, chooser)
+    rich = _endless(_richest(sentences), chooser)
+    seconds, index = 0.0, 0
+    while seconds < plan.hours * 3600:
         if chooser.random() < SOUND_SHARE:
+            (kind,) = chooser.choices(list(sounds.SHARES), list(sounds.SHARES.values()))
+            yield ClipSpec(index, plan.seed, "sounds", kind, (), True, plan.fps)
             seconds += SOUND_CLIP_S
+            index += 1
+            continue
+        engine, voice = _training_voice(chooser, plan.engines)
+        language = voice.partition("+")[0]
+        source = rich if chooser.random() < RICH_SHARE else plenty
+        count = chooser.choice((1, 1, 2, 3))
+        if language in FOREIGN_ACCENTS:
+            said = tuple(foreign_sentence(language, chooser) for _ in range(count))
         else:
-            count = chooser.choice((1, 1, 2))
-            said = tuple(order[(position + step) % len(order)] for step in range(count))
-            position += count
-            seconds += sum(map(len, said)) / CHARACTERS_A_SECOND + PAUSES_A_CLIP_S
-            variant = chooser.choice(variants)
-            engine, voice = "espeak", chooser.choice(accents) + ("+" + variant if variant else "")
-            if varied and plan.flite_program is not None and chooser.random() < FLITE_SHARE:
-                engine, voice = "flite", chooser.choice(TRAIN_FLITE_VOICES)
-        yield ClipSpec(index, plan.seed, engine, voice, said, varied, plan.fps)
+            said = tuple(next(source) for _ in range(count))
+        pace = chooser.lognormvariate(0, 0.16)
+        warp = chooser.uniform(*WARPS) if chooser.random() < WARPED_SHARE else 1.0
+        yield ClipSpec(index, plan.seed, engine, voice, said, True, plan.fps, pace, warp)
+        seconds += sum(map(len, said)) / CHARACTERS_A_SECOND / (pace * warp) + PAUSES_A_CLIP_S
         index += 1
 
 
+def _training_voice(chooser: random.Random, engines: Engines) -> tuple[str, str]:
+    variant = chooser.choice(TRAIN_VARIANTS)
+    suffix = "+" + variant if variant else ""
+    draw = chooser.random()
+    if draw < FOREIGN_SHARE:
+        return "espeak", chooser.choice(FOREIGN_ACCENTS) + suffix
+    if draw < FOREIGN_SHARE + FLITE_SHARE and engines.flite is not None:
+        return "flite", chooser.choice(TRAIN_FLITE_VOICES)
+    if draw > 1 - FESTIVAL_SHARE and engines.festival is not None:
+        return "festival", chooser.choice(FESTIVAL_VOICES)
+    return "espeak", chooser.choice(TRAIN_ACCENTS) + suffix
+
+
+def _held_out(split: str, sentences: Sequence[str], plan: CorpusPlan) -> Iterator[ClipSpec]:
+    chooser = random.Random(f"{plan.seed} {split}")
+    plenty = _endless(sentences, chooser)
+    seconds, index = 0.0, 0
+    while seconds < TEST_HOURS * 3600:
+        said = tuple(next(plenty) for _ in range(chooser.choice((1, 1, 2))))
+        voice = f"{chooser.choice(TEST_ACCENTS)}+{chooser.choice(TEST_VARIANTS)}"
+        pace = chooser.uniform(0.9, 1.15)
+        yield ClipSpec(index, plan.seed, "espeak", voice, said, False, plan.fps, pace)
+        seconds += sum(map(len, said)) / CHARACTERS_A_SECOND / pace + PAUSES_A_CLIP_S
+        index += 1
+
+
+def _endless(sentences: Sequence[str], chooser: random.Random) -> Iterator[str]:
+    order = list(sentences)
+    if not order:
+        raise ValueError("no sentences to say: expected some of every split")
+    while True:
+        chooser.shuffle(order)
+        yield from order
+
+
+def _richest(sentences: Sequence[str]) -> list[str]:
+    """The fifth of `sentences` with most bilabials, f, v, w, th, sh and oo to a letter, in their own order."""
+    share = {text: len(_WEAK_SOUNDS.findall(text)) / len(text) for text in sentences}
+    least = sorted(share.values())[int((1 - RICHEST) * (len(share) - 1))]
+    return [text for text in sentences if share[text] >= least]
+
+
 def make(plan: CorpusPlan, out: Path, processes: int = 2) -> None:
-    """Render every shard that `out` still lacks, and print a line for each."""
+    """Render every shard that `out` still lacks. Raises ValueError where `out` holds another plan's corpus."""
     out.mkdir(parents=True, exist_ok=True)
-    wanted = {
-        **asdict(plan),
-        "wordnet": plan.wordnet is not None,
-        "flite_program": plan.flite_program is not None,
-    }
+    wanted = {"hours": plan.hours, "seed": plan.seed, "fps": plan.fps, "engines": plan.engines.found()}
     stamp = out / "plan.json"
     if stamp.exists() and json.loads(stamp.read_text()) != wanted:
         raise ValueError(f"{out} holds another corpus ({stamp.read_text()}): choose another --out")
@@ -142,27 +172,53 @@ def make(plan: CorpusPlan, out: Path, processes: int = 2) -> None:
         for split, specs in planned_clips(plan).items()
         for start in range(0, len(specs), CLIPS_PER_SHARD)
     }
-    todo = {path: specs for path, specs in jobs.items() if not path.exists()}
-    print(f"{len(jobs) - len(todo)} of {len(jobs)} shards are there already", flush=True)
-    tasks = [(path, specs, plan.flite_program) for path, specs in todo.items()]
-    with get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
-        for count, (path, seconds) in enumerate(pool.imap_unordered(_render_shard, tasks, chunksize=1), 1):
-            print(f"{count}/{len(todo)} {path.relative_to(out)} {seconds / 60:.1f} min", flush=True)
+    tasks = [(path, specs, plan.engines) for path, specs in jobs.items() if not path.exists()]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with get_context("spawn").Pool(processes, maxtasksperchild=1) as pool, Progress(*columns) as progress:
+        bar = progress.add_task("shards", total=len(jobs), completed=len(jobs) - len(tasks))
+        hours = 0.0
+        for seconds in pool.imap_unordered(_render_shard, tasks, chunksize=1):
+            hours += seconds / 3600
+            progress.update(bar, advance=1, description=f"shards ({hours:.2f} h made)")
 
 
-def _flite_speaker(program: Path) -> Speak:
-    def speak(text: str, voice: str, pace: float) -> Utterance:
-        return flite.say(program, text, voice, 1 / pace)
+def _render_shard(task: tuple[Path, Sequence[ClipSpec], Engines]) -> float:
+    """Render one shard and return its length in seconds."""
+    path, specs, engines = task
+    speak = speaker(specs, engines)
+    clips = [render(spec, speak, engines.soundfont) for spec in specs]
+    save_shard(path, clips)
+    return sum(len(clip.pcm) for clip in clips) / SAMPLE_RATE
+
+
+def speaker(specs: Sequence[ClipSpec], engines: Engines) -> Speak:
+    """What speaks for `specs`: festival says all of its sentences at once, the others one by one."""
+    lines = [
+        festival.Line(text, spec.voice, 1 / spec.pace)
+        for spec in specs
+        if spec.engine == "festival"
+        for text in spec.sentences
+    ]
+    spoken: dict[festival.Line, Utterance] = {}
+    if lines:
+        if engines.festival is None:
+            raise ValueError("a clip asks for festival, and none was found")
+        spoken = dict(zip(lines, festival.say_all(engines.festival, lines), strict=True))
+
+    def speak(spec: ClipSpec, text: str, generator: np.random.Generator) -> Utterance:
+        if spec.engine == "festival":
+            return spoken[festival.Line(text, spec.voice, 1 / spec.pace)]
+        if spec.engine == "flite":
+            if engines.flite is None:
+                raise ValueError("a clip asks for flite, and none was found")
+            pitch_hz: float | None = None
+            if spec.varied:
+                pitch_hz = FLITE_MEAN_PITCH_HZ[spec.voice] * float(np.exp(generator.normal(0, 0.15)))
+            return flite.say(engines.flite, text, spec.voice, 1 / spec.pace, pitch_hz)
+        pitch, pitch_range = generator.integers(15, 85), generator.integers(25, 80)
+        return espeak.say(text, spec.voice, round(165 * spec.pace), int(pitch), int(pitch_range))
 
     return speak
-
-
-def _render_shard(task: tuple[Path, Sequence[ClipSpec], Path | None]) -> tuple[Path, float]:
-    path, specs, flite_program = task
-    speak = None if flite_program is None else _flite_speaker(flite_program)
-    clips = [render(spec, speak) for spec in specs]
-    save_shard(path, clips)
-    return path, sum(len(clip.pcm) for clip in clips) / SAMPLE_RATE
 
 
 def save_shard(path: Path, clips: Sequence[Clip]) -> None:
@@ -229,7 +285,7 @@ def load_split(folder: Path, split: str) -> list[Clip]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m streamtalk_training.corpus", description=__doc__)
-    parser.add_argument("--hours", type=float, default=2.0, help="training speech to make")
+    parser.add_argument("--hours", type=float, default=9.0, help="training clips to make")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fps", type=float, default=30.0)
@@ -238,18 +294,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--debian",
         type=Path,
         default=Path("/"),
-        help="where wordnet-base and flite were installed or unpacked",
+        help="where wordnet-base, flite, festival and timgm6mb-soundfont were installed or unpacked",
     )
     options = parser.parse_args(arguments)
-    wordnet: Path | None = options.debian / "usr" / "share" / "wordnet"
-    if wordnet is not None and not (wordnet / "data.noun").exists():
-        print(f"no WordNet in {wordnet} (Debian package wordnet-base): generated sentences will do")
-        wordnet = None
-    program = flite.find_flite(options.debian)
-    if program is None:
-        print("no flite (Debian packages flite, libflite1): espeak-ng alone will do, and no awb test split")
-    plan = CorpusPlan(options.hours, options.seed, options.fps, wordnet, program)
-    make(plan, options.out, options.processes)
+    engines = find_engines(options.debian)
+    for name, found in engines.found().items():
+        if not found:
+            print(f"no {name} below {options.debian}: the corpus does without it")
+    make(CorpusPlan(options.hours, options.seed, options.fps, engines), options.out, options.processes)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ def say(
     library.espeak_SetSynthCallback(callback)
     if library.espeak_SetVoiceByName(voice.encode()) != 0:
         raise ValueError(f"espeak-ng knows no voice {voice!r}")
+    library.espeak_ng_SetRandSeed(1)  # by itself it seeds the breath of its voices by the clock
     library.espeak_SetParameter(_PARAMETER_RATE, rate, 0)
     library.espeak_SetParameter(_PARAMETER_PITCH, pitch, 0)
     library.espeak_SetParameter(_PARAMETER_RANGE, pitch_range, 0)
@@ -106,10 +107,13 @@ def say(
     if not chunks or not labels:
         raise ValueError(f"no speech came of {text!r}")
     pcm = (np.concatenate(chunks) / 32768.0).astype(np.float32)
-    return Utterance(pcm, sample_rate, tuple(_phones(labels, pcm, sample_rate)))
+    language = voice.partition("+")[0]
+    return Utterance(pcm, sample_rate, tuple(_phones(labels, pcm, sample_rate, language)))
 
 
-def _phones(labels: list[tuple[int, str]], pcm: NDArray[np.float32], sample_rate: int) -> list[Phone]:
+def _phones(
+    labels: list[tuple[int, str]], pcm: NDArray[np.float32], sample_rate: int, language: str
+) -> list[Phone]:
     """Turn event samples into phones.
 
     espeak-ng labels a voiceless stop from its burst on; its closure is the silence before, which is taken
@@ -133,7 +137,7 @@ def _phones(labels: list[tuple[int, str]], pcm: NDArray[np.float32], sample_rate
     phones: list[Phone] = []
     for index, name in enumerate(names):
         end_s = breath.get(index, ends_s[index])
-        phones += espeak_phones(name, starts_s[index], end_s)
+        phones += espeak_phones(name, starts_s[index], end_s, language)
         if index in breath:
             phones += espeak_phones("h", end_s, ends_s[index])
     return [phone for phone in phones if phone.end_s > phone.start_s]

@@ -1,7 +1,8 @@
 """Phones, as speech engines name them, and the 23 visemes that they stand for.
 
 The tables live in `visemes.json` (the project's own data): targets and dominances of each viseme over the
-ten mouth controls, and the phone sets of espeak-ng and of CMU (flite, pocketsphinx).
+ten mouth controls, and the phone sets of espeak-ng (English and foreign) and of CMU (flite, festival,
+pocketsphinx).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Tables:
     diphthongs: Mapping[str, Sequence[str]]
     cmu_phones: Mapping[str, str]
     cmu_diphthongs: Mapping[str, Sequence[str]]
+    foreign_phones: Mapping[str, Mapping[str, str | Sequence[str]]]  # by language; `*` is all but English
 
 
 @cache
@@ -50,16 +52,28 @@ def tables() -> Tables:
     return Tables(**{**content, "controls": tuple(content["controls"])})
 
 
-def espeak_phones(name: str, start_s: float, end_s: float) -> list[Phone]:
+def espeak_phones(name: str, start_s: float, end_s: float, language: str = "en") -> list[Phone]:
     """The phones (two for a diphthong, none for a mark) of one espeak-ng phoneme event.
 
-    Stress marks are stripped. `;` only colours its neighbour, so it yields nothing.
+    Stress marks are stripped. `;` only colours its neighbour, so it yields nothing. One name can stand for
+    another sound in another `language` (`y` is rounded in German, not in Polish).
     Raises KeyError for a phone that the tables do not know.
     """
     plain = name.lstrip("',%=")
     if plain in ("", ";"):
         return []
-    return _phones(plain, start_s, end_s, tables().espeak_phones, tables().diphthongs)
+    return _phones(plain, start_s, end_s, *_espeak_tables(language))
+
+
+@cache
+def _espeak_tables(language: str) -> tuple[Mapping[str, str], Mapping[str, Sequence[str]]]:
+    rules = tables()
+    if language == "en" or language.startswith("en-"):
+        return rules.espeak_phones, rules.diphthongs
+    own = {**rules.foreign_phones["*"], **rules.foreign_phones.get(language, {})}
+    singles = {name: viseme for name, viseme in own.items() if isinstance(viseme, str)}
+    pairs = {name: visemes for name, visemes in own.items() if not isinstance(visemes, str)}
+    return {**rules.espeak_phones, **singles}, {**rules.diphthongs, **pairs}
 
 
 def cmu_phones(name: str, start_s: float, end_s: float) -> list[Phone]:

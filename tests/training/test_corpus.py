@@ -1,0 +1,134 @@
+"""The plan, the shards and the promise that a seed gives the same bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamtalk_training import corpus
+from streamtalk_training.clips import Clip, ClipSpec, render
+from streamtalk_training.sentences import generated_sentences, split_of
+from streamtalk_training.voices import (
+    FOREIGN_ACCENTS,
+    TEST_ACCENTS,
+    TEST_FLITE_VOICE,
+    TEST_VARIANTS,
+    TRAIN_ACCENTS,
+    TRAIN_FLITE_VOICES,
+    TRAIN_VARIANTS,
+    Engines,
+    find_engines,
+)
+
+SPEAK = corpus.speaker([], Engines())
+ALL_ENGINES = Engines(flite=Path("flite"), festival=None)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> corpus.CorpusPlan:
+    """A plan of a few clips, in shards of two."""
+    specs = corpus.planned_clips(corpus.CorpusPlan(hours=0.02, seed=4))
+    few = {"train": specs["train"][:4], "sounds": specs["sounds"][:2]}
+    monkeypatch.setattr(corpus, "planned_clips", lambda _: few)
+    monkeypatch.setattr(corpus, "CLIPS_PER_SHARD", 2)
+    return corpus.CorpusPlan(hours=0.02, seed=4)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.npz"))}
+
+
+def test_a_seed_gives_the_same_bytes_however_it_is_rendered(tmp_path: Path, small: corpus.CorpusPlan) -> None:
+    corpus.make(small, tmp_path / "one", processes=1)
+    corpus.make(small, tmp_path / "two", processes=2)
+    once = contents(tmp_path / "one")
+    assert set(once) == {"train/00000.npz", "train/00001.npz", "sounds/00000.npz"}
+    assert contents(tmp_path / "two") == once
+
+    (tmp_path / "one" / "train" / "00000.npz").unlink()
+    untouched = tmp_path / "one" / "train" / "00001.npz"
+    made_ns = untouched.stat().st_mtime_ns
+    corpus.make(small, tmp_path / "one", processes=1)
+    assert contents(tmp_path / "one") == once
+    assert untouched.stat().st_mtime_ns == made_ns
+
+
+def test_another_plan_needs_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "planned_clips", lambda _: {})
+    corpus.make(corpus.CorpusPlan(hours=0.02, seed=4), tmp_path, processes=1)
+    with pytest.raises(ValueError, match="holds another corpus"):
+        corpus.make(corpus.CorpusPlan(hours=0.02, seed=5), tmp_path, processes=1)
+
+
+def test_a_split_that_was_not_made_is_missed(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"streamtalk_training\.corpus"):
+        corpus.load_split(tmp_path, "train")
+
+
+def test_a_shard_returns_what_it_was_given(tmp_path: Path) -> None:
+    said = ("Bob put the copper pump up by the stamp.",)
+    specs = [
+        ClipSpec(0, 3, "espeak", "en-us+f3", said, True, pace=1.1, warp=0.9),
+        ClipSpec(1, 3, "sounds", "hum", (), True),
+    ]
+    clips: list[Clip] = [render(spec, SPEAK) for spec in specs]
+    corpus.save_shard(tmp_path / "train" / "00000.npz", clips)
+    for before, after in zip(clips, corpus.load_split(tmp_path, "train"), strict=True):
+        assert after.spec == before.spec
+        np.testing.assert_allclose(after.pcm, before.pcm, atol=1 / 32767)
+        np.testing.assert_allclose(after.weights, before.weights, atol=1e-3)
+        assert [p.name for p in after.phones] == [p.name for p in before.phones]
+
+
+def test_splits_share_neither_voices_nor_sentences() -> None:
+    plan = corpus.CorpusPlan(hours=0.2, engines=ALL_ENGINES)
+    specs = corpus.planned_clips(plan)
+    assert specs == corpus.planned_clips(plan)
+    assert specs["train"] != corpus.planned_clips(corpus.CorpusPlan(0.2, 1, engines=ALL_ENGINES))["train"]
+    voices = {split: {s.voice for s in found if s.engine != "sounds"} for split, found in specs.items()}
+    said = {split: {text for s in found for text in s.sentences} for split, found in specs.items()}
+    assert not voices["train"] & (voices["test"] | voices["awb"])
+    assert voices["awb"] == {TEST_FLITE_VOICE}
+    for split in ("test", "valid", "awb"):
+        assert not said["train"] & said[split]
+        assert all(not spec.varied and spec.warp == 1 for spec in specs[split])
+    assert {split_of(text) for text in said["test"] | said["awb"]} == {"test"}
+    sounding = Counter(spec.voice for spec in specs["sounds"])
+    assert sounding == dict.fromkeys(corpus.EVALUATED_SOUNDS, corpus.SOUNDS_EACH)
+
+
+def test_held_out_voices_are_in_no_training_list() -> None:
+    assert not {*TEST_ACCENTS} & {*TRAIN_ACCENTS, *FOREIGN_ACCENTS}
+    assert not {*TEST_VARIANTS} & {*TRAIN_VARIANTS}
+    assert TEST_FLITE_VOICE not in TRAIN_FLITE_VOICES
+
+
+def test_training_is_as_mixed_as_planned() -> None:
+    train = corpus.planned_clips(corpus.CorpusPlan(hours=6, engines=ALL_ENGINES))["train"]
+    speaking = [spec for spec in train if spec.engine != "sounds"]
+    share = 0.03  # about three standard errors of a share among 3,000 clips
+
+    def portion(found: list[ClipSpec], among: list[ClipSpec]) -> float:
+        return len(found) / len(among)
+
+    silent = [spec for spec in train if spec.engine == "sounds"]
+    foreign = [spec for spec in speaking if spec.voice.partition("+")[0] in FOREIGN_ACCENTS]
+    by_flite = [spec for spec in speaking if spec.engine == "flite"]
+    warped = [spec for spec in speaking if spec.warp != 1]
+    assert portion(silent, train) == pytest.approx(corpus.SOUND_SHARE, abs=share)
+    assert portion(foreign, speaking) == pytest.approx(corpus.FOREIGN_SHARE, abs=share)
+    assert portion(by_flite, speaking) == pytest.approx(corpus.FLITE_SHARE, abs=share)
+    assert portion(warped, speaking) == pytest.approx(corpus.WARPED_SHARE, abs=share)
+    assert all(corpus.WARPS[0] <= spec.warp <= corpus.WARPS[1] for spec in warped)
+
+
+def test_engines_that_are_not_there_are_done_without(tmp_path: Path) -> None:
+    found = find_engines(tmp_path).found()
+    assert (found["wordnet"], found["festival"], found["soundfont"]) == (False, False, False)
+
+
+def test_generated_sentences_repeat_with_their_seed() -> None:
+    assert generated_sentences(50, 1) == generated_sentences(50, 1) != generated_sentences(50, 2)

@@ -1,0 +1,66 @@
+"""Words of fifteen languages, strung together: sounds that English lacks, for a mouth that should not care.
+
+The words are everyday ones, written down for this purpose; their order is random, which no phone minds.
+"""
+
+from __future__ import annotations
+
+import random
+
+_WORDS = {
+    "de": "guten Morgen Zug fünf Uhr möchte Tasse Kaffee Pferd läuft Brücke Vögel über Wasser Freund schön "
+    "Straße Mädchen wohnen Bäume müde Fenster Pfanne Apfel weiß Buch Himmel wunderbar Familie böse Winter "
+    "warum heute Bruder Mutter Vater Küche offen Wolke Schule Schiff Feuer süß früh Mond Blume Boot",
+    "fr": "bonjour petit garçon mange pomme bon vin blanc table voudrais feuille papier oiseaux peu beurre "
+    "montagne maman papa bateau vélo fenêtre rouge chapeau livre femme homme pluie soleil jour bleu deux "
+    "vouloir voiture maison jardin fromage beau bouche pont vent fille plume neuf sœur chambre amour pain",
+    "es": "buenos días perro corre calle mañana comer familia quiero guitarra vaso puerta mesa madre padre "
+    "puente flor fuego mundo pueblo campo tiempo primo pobre muy mucho poco feliz fiesta fruta vino blanco "
+    "música camino amigo mar plaza montaña pan silla tomate mano pie frío",
+    "it": "buongiorno oggi andiamo mercato amici famiglia mangia pizza giovedì gnocchi sogno pace azzurro "
+    "mamma papà bambino porta finestra fuoco fiume vino bianco pomodoro ponte piove bello bene musica amore "
+    "vento uovo scuola campo moglie figlio primavera prima dopo sempre",
+    "pt-br": "bom dia menina pão queijo mercado viajar rio muito mel coração filho dois mãe pai porta ponte "
+    "fogo flor vinho branco amigo música bonito chuva sol peixe mesa palavra vermelho verde pequeno bolo "
+    "manhã noite povo campo família futebol uva fome",
+    "pl": "dzień dobry siostra mieszka lubi czytać książki żaba pięć mama tata dom okno woda mleko brat "
+    "wiosna piękny miasto morze wiatr kawa herbata most ulica pies kwiat wieczór wino chleb droga moja "
+    "babcia zupa ryba pomidor film głowa but wujek",
+    "nl": "goedemorgen kinderen spelen buiten tuin huis vrouw leuk ijs meisje duur goud nieuw zacht moeder "
+    "vader boom bloem water vuur wind fiets boek brood kaas vriend mooi school weg brug boot appel bij "
+    "vandaag morgen winter zomer paard vogel fles",
+    "ru": "доброе утро маленькая девочка читает книгу саду жить пять мама папа дом окно вода молоко брат "
+    "весна город море ветер кофе чай мост улица собака цветок вечер вино хлеб дорога моя бабушка суп рыба "
+    "помидор фильм голова муж ботинок друг",
+    "sv": "god morgon flicka köper sju gröna äpplen kärlek hus barn kort ny mamma pappa fönster vatten mjölk "
+    "bror vår stad hav vind kaffe bro gata hund blomma kväll bröd väg min mormor soppa fisk film huvud bok "
+    "vän båt måne fin",
+    "tr": "günaydın küçük kız bahçede kitap okuyor köpek çocuk şeker cam hava anne baba ev pencere su süt "
+    "kardeş bahar şehir deniz rüzgar kahve çay köprü sokak çiçek akşam ekmek yol benim babaanne çorba balık "
+    "film baş mavi beyaz bugün yumurta",
+    "fi": "hyvää huomenta pieni tyttö lukee kirjaa puutarha yö työ suo hauki löyly koulu neuvo mamma pappa "
+    "talo ikkuna vesi maito veli kevät kaupunki meri tuuli kahvi silta katu koira kukka ilta leipä tie minun "
+    "mummo soppa kala filmi pää puu vene",
+    "cs": "dobré ráno malá holčička čte knihu zahrada žába čtyři děti tělo houby maminka táta dům okno voda "
+    "mléko bratr jaro město moře vítr káva most ulice pes květ večer víno chléb cesta moje babička polévka "
+    "ryba film hlava bota",
+    "hu": "jó reggelt kislány könyvet olvas kert gyár tyúk ökör mama papa ház ablak víz tej fivér tavasz "
+    "város tenger szél kávé híd utca kutya virág este bor kenyér út nagymama leves hal film fej cipő barát "
+    "fehér piros mai meleg",
+    "id": "selamat pagi anak kecil itu membaca buku kebun ibu bapak rumah jendela air susu pasar kota laut "
+    "angin kopi jembatan jalan anjing bunga malam roti nenek sup ikan film kepala sepatu teman putih merah "
+    "mobil pulau pohon bulan",
+    "sw": "habari asubuhi mtoto mdogo anasoma kitabu mama baba nyumba dirisha maji maziwa ndugu mji bahari "
+    "upepo kahawa daraja barabara mbwa ua jioni mkate njia bibi supu samaki filamu kichwa viatu rafiki "
+    "mwezi wimbo pamoja furaha",
+}
+
+
+def foreign_sentence(language: str, generator: random.Random) -> str:
+    """Four to nine words of `language` (an espeak-ng name, `de`, `pt-br`).
+
+    Raises KeyError for a language without words here.
+    """
+    words = _WORDS[language].split()
+    said = [generator.choice(words) for _ in range(generator.randint(4, 9))]
+    return " ".join(said).capitalize() + "."
