@@ -11,15 +11,17 @@ from streamtalk_training.face import ARKIT_NAMES
 from streamtalk_training.motion import MotionSpace, motion_space
 from streamtalk_training.visemes import Phone
 
-USED = ("jawOpen", "mouthClose", "mouthPucker", "mouthFunnel")
+MOUTH = ("jawOpen", "mouthClose", "mouthPucker", "mouthFunnel")
+UPPER = ("eyeBlinkLeft", "eyeBlinkRight", "browInnerUp")
+USED = (*MOUTH, *UPPER)
 VERTICES = 9
 LIP_PAIRS = np.array([[0, 1], [2, 3]])
 GAINS = (1.0, 0.9)
+SHAPES = np.random.default_rng(0).normal(0, 0.01, (len(ARKIT_NAMES), VERTICES, 3))
 
 
 def tiny_space() -> MotionSpace:
-    shapes = np.random.default_rng(0).normal(0, 0.01, (len(ARKIT_NAMES), VERTICES, 3))
-    return motion_space(USED, ARKIT_NAMES, shapes, np.arange(4), LIP_PAIRS)
+    return motion_space(MOUTH, UPPER, ARKIT_NAMES, SHAPES, np.arange(4), LIP_PAIRS)
 
 
 def tiny_config(space: MotionSpace) -> ModelConfig:
@@ -66,5 +68,8 @@ def tiny_clips(count: int = 4) -> list[Clip]:
         pcm = 0.2 * loud * np.sin(2 * np.pi * 220 * time_s) + random.normal(0, 1e-3, len(time_s))
         weights = arkit_weights(mouth_controls(phones, np.arange(60) / 30, Style()), Style())
         spec = ClipSpec(index, 0, "espeak", "en-us", ("made up",), False)
-        clips.append(Clip(spec, pcm.astype(np.float32), weights, np.zeros_like(weights), phones))
+        idle = np.zeros_like(weights)
+        for name in ("eyeBlinkLeft", "eyeBlinkRight"):
+            idle[20 + index : 24 + index, ARKIT_NAMES.index(name)] = (0.5, 1.0, 1.0, 0.5)
+        clips.append(Clip(spec, pcm.astype(np.float32), weights, idle, phones))
     return clips

@@ -22,16 +22,11 @@ import soxr
 import torch
 from numpy.typing import NDArray
 
-from streamtalk_export.checkpoint import read_state
-from streamtalk_export.config import load_config
-from streamtalk_training import corpus, espeak, evaluate, flite, stage1, stage2
-from streamtalk_training.dataset import mel_data, motion_data
+from streamtalk_training import corpus, espeak, evaluate, flite, pack, stage1, stage2
 from streamtalk_training.face import load_face
-from streamtalk_training.pack import pack, write_config
-from streamtalk_training.setup import face_space, narrowed, speaker_gains
-from streamtalk_training.talker import Talker
+from streamtalk_training.pack import write_config
 
-HOURS = 6.0
+HOURS = 9.0
 DEMO_TEXT = (
     "Hello! My lips move to the sound of my voice, a tenth of a second after you hear it. "
     "Five happy people bought a big map of the moon."
@@ -58,7 +53,7 @@ def write_wav(path: Path, pcm: NDArray[np.float32]) -> None:
         file.writeframes(np.round(pcm * 32767).astype("<i2").tobytes())
 
 
-def provenance(options: argparse.Namespace, plans: dict[str, object], out: Path) -> dict[str, object]:
+def provenance(options: argparse.Namespace, out: Path) -> dict[str, object]:
     """What made the model: settings, versions, and hashes of what came out."""
 
     def installed(name: str) -> str | None:
@@ -72,7 +67,12 @@ def provenance(options: argparse.Namespace, plans: dict[str, object], out: Path)
         "command": "python -m streamtalk_training.bundled",
         "hours": options.hours,
         "seed": options.seed,
-        "plans": plans,
+        "plans": {
+            "stage1": asdict(stage1.Stage1(options.stage1_steps, seed=options.seed)),
+            "stage2": asdict(
+                stage2.Stage2(options.stage2_steps, bfloat16=options.bfloat16, seed=options.seed)
+            ),
+        },
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in PACKAGES},
         "sha256": {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in files},
@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--threads", type=int, default=1, help="more help a quiet machine, and harm a busy one"
     )
+    parser.add_argument("--bfloat16", action="store_true", help="faster on processors that have it")
     parser.add_argument("--stage1-steps", type=int, default=stage1.Stage1.steps)
     parser.add_argument("--stage2-steps", type=int, default=stage2.Stage2.steps)
     options = parser.parse_args(arguments)
@@ -102,31 +103,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     face = load_face(out / "face.npz")
     write_config(out / "config.yaml", face)
-    wide = load_config(out / "config.yaml")
-    space, gains = face_space(face), speaker_gains(len(face.templates))
-    config = narrowed(wide, space)
-    clips = corpus.load_split(speech, "train")
-    motion = motion_data(clips, space, gains, idle=False)
-    first = stage1.Stage1(options.stage1_steps, seed=options.seed)
-    second = stage2.Stage2(options.stage2_steps, seed=options.seed)
-    autoencoder = stage1.train(config, space, motion, first, options.cache / "stage1")
-    mel = mel_data((clip.pcm for clip in clips), Talker(config).audio_encoder)
-    codes = autoencoder.state_dict()
-    talker = stage2.train(config, space, motion, mel, codes, second, options.cache / "stage2")
-    pack(talker, space, out / "model.safetensors")
+    config = ["--config", str(out / "config.yaml"), "--face", str(out / "face.npz")]
+    run = [*config, "--corpus", str(speech), "--run", str(options.cache), "--seed", str(options.seed)]
+    stage1.main([*run, "--steps", str(options.stage1_steps)])
+    faster = ["--bfloat16"] if options.bfloat16 else []
+    stage2.main([*run, "--steps", str(options.stage2_steps), *faster])
+    pack.main([*config, "--run", str(options.cache), "--out", str(out / "model.safetensors")])
 
     write_wav(out / "demo.wav", demo_speech(flite.find_flite(options.debian)))
-    plans: dict[str, object] = {"stage1": asdict(first), "stage2": asdict(second)}
-    made = provenance(options, plans, out)
+    made = provenance(options, out)
     (out / "provenance.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    packed = evaluate.load_talker(wide, space, read_state(out / "model.safetensors"))
-    figures = {
-        split: evaluate.evaluate(packed, face, space, corpus.load_split(speech, split))
-        for split in ("test", "awb")
-        if (speech / split).exists()
-    }
-    text = json.dumps(evaluate.rounded(figures), indent=1)
-    (out / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+    evaluate.main(["--model", str(out), "--corpus", str(speech), "--debian", str(options.debian)])
 
 
 if __name__ == "__main__":

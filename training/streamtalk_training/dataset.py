@@ -10,14 +10,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streamtalk_export.config import STRIDE
+from streamtalk_export.config import SAMPLE_RATE, STRIDE
 from streamtalk_export.mel import MEL_HOP, MelEncoder
 from streamtalk_training.clips import Clip
 from streamtalk_training.coarticulation import ARKIT_INDEX
 from streamtalk_training.motion import MotionSpace
 
-FRAME_GRID = 3  # at 30 fps every third frame falls on a feature (3 * 50 / 30 = 5): crops start there
-FEATURES_A_GRID = 5
+FPS = 30
+PHASES = 3
+"""At 30 fps frames come every 533 1/3 samples: every third one falls on the grid of features (320 samples), and the
+two between have a grid of their own each."""
+FEATURES_A_CYCLE = 5  # three frames span so many features
+
+
+CLOCK_S, CLOCK_SCALE = 6.0, 6.0  # the clock's longest wait and its value when a blink is due
+BLINK_ONSET = 0.1  # eyeBlinkLeft, from which a blink has begun
 
 
 @dataclass(frozen=True)
@@ -32,13 +39,14 @@ class MotionData:
 
 @dataclass(frozen=True)
 class MelData:
-    """Log-mel frames float16 [M, bins] of the same clips; feature s of a clip needs frames from 2 s on."""
+    """Log-mel frames float16 [PHASES, M, bins] of the same clips, on the grid of each phase; feature s of a
+    clip needs frames from 2 s on."""
 
     mel: Tensor
     offsets: NDArray[np.int64]
 
 
-def motion_data(clips: Sequence[Clip], space: MotionSpace, gains: Sequence[float], idle: bool) -> MotionData:
+def motion_data(clips: Sequence[Clip], space: MotionSpace, gains: Sequence[float]) -> MotionData:
     """Coordinates of all clips, each given to one speaker, whose gain scales the mouth's motion.
 
     Scaling every mouth weight alike keeps a sealed mouth sealed (`mouthClose` stays equal to `jawOpen`).
@@ -47,25 +55,50 @@ def motion_data(clips: Sequence[Clip], space: MotionSpace, gains: Sequence[float
     speakers = np.arange(len(clips)) % len(gains)
     parts = []
     for clip, speaker in zip(clips, speakers, strict=True):
-        weights = clip.weights * gains[int(speaker)] + (clip.idle if idle else 0)
-        parts.append(weights[:, columns] @ space.to_coordinates.T)
+        weights = clip.weights * np.float32(gains[int(speaker)]) + clip.idle
+        coordinates = weights[:, columns] @ space.to_coordinates.T
+        after_s = float(np.random.default_rng([clip.spec.seed, clip.spec.index]).uniform(0.2, 3.0))
+        coordinates[:, space.clock] = blink_clock(clip.idle[:, ARKIT_INDEX["eyeBlinkLeft"]], after_s)
+        parts.append(coordinates)
     offsets = np.cumsum([0, *map(len, parts)])
-    return MotionData(torch.from_numpy(np.concatenate(parts).astype(np.float32)), offsets, speakers)
+    return MotionData(torch.from_numpy(np.concatenate(parts)), offsets, speakers)
+
+
+def blink_clock(blink: NDArray[np.float32], after_s: float) -> NDArray[np.float32]:
+    """How near the next blink is, [L]: from 0 (CLOCK_S away or more) to CLOCK_SCALE (due), for eyelids [L] and
+    a blink that follows `after_s` after the end.
+
+    A blink is one frame in a hundred, and a network that draws frame by frame hardly learns to begin one: a
+    chance of p counts with its square in a proper score. So latents say when the next one is due. That wait
+    is drawn once, when the last blink begins, from a distribution as broad as the waits are.
+    """
+    begins = np.flatnonzero((blink[1:] >= BLINK_ONSET) & (blink[:-1] < BLINK_ONSET)) + 1
+    frames = np.arange(len(blink))
+    due = np.append(begins, len(blink) + after_s * FPS)[np.searchsorted(begins, frames, side="right")]
+    wait_s = (due - frames) / FPS
+    return np.asarray(CLOCK_SCALE * (1 - np.minimum(wait_s, CLOCK_S) / CLOCK_S), np.float32)
 
 
 @torch.no_grad()
 def mel_data(pcms: Iterable[NDArray[np.float32]], encoder: MelEncoder) -> MelData:
     """Log-mel frames of whole clips, with silence before the first sample and after the last."""
-    parts = [clip_mel(torch.from_numpy(pcm)[None], encoder)[0].T.half() for pcm in pcms]
-    return MelData(torch.cat(parts), np.cumsum([0, *map(len, parts)]))
+    parts = [
+        torch.stack(
+            [clip_mel(torch.from_numpy(pcm)[None], encoder, phase)[0].T.half() for phase in range(PHASES)]
+        )
+        for pcm in pcms
+    ]
+    return MelData(torch.cat(parts, 1), np.cumsum([0, *(part.shape[1] for part in parts)]))
 
 
-def clip_mel(pcm: Tensor, encoder: MelEncoder) -> Tensor:
+def clip_mel(pcm: Tensor, encoder: MelEncoder, phase: int = 0) -> Tensor:
     """Log-mel [B, bins, M] of whole clips [B, n] such that `encoder.from_log_mel` yields feature s, which
-    stands for sample 320 s, for every s up to n / 320 + 1."""
+    stands for sample 320 s after frame `phase`, for every s up to n / 320 + 1."""
     features = pcm.shape[1] // STRIDE + 2
-    after = (features - 1) * STRIDE + encoder.receptive_field - encoder.past_samples - pcm.shape[1]
-    return encoder.log_mel(torch.nn.functional.pad(pcm, (encoder.past_samples, max(after, 0))))
+    shift = round(phase * SAMPLE_RATE / FPS)
+    after = (features - 1) * STRIDE + encoder.receptive_field - encoder.past_samples + shift - pcm.shape[1]
+    padded = torch.nn.functional.pad(pcm, (encoder.past_samples, max(after, 0)))
+    return encoder.log_mel(padded[:, shift : (features - 1) * STRIDE + encoder.receptive_field + shift])
 
 
 def mel_frames(encoder: MelEncoder, features: int) -> int:
@@ -74,9 +107,19 @@ def mel_frames(encoder: MelEncoder, features: int) -> int:
     return 2 * (features - 1) + field
 
 
-def features_at_frames(features: Tensor, frames: int, fps: int) -> Tensor:
-    """Features [B, S, A] at 50 Hz read at animation frames: [B, frames, A]; frame j reads j * 50 / fps."""
-    position = torch.arange(frames, dtype=torch.float64) * 50 / fps
+def frame_features(encoder: MelEncoder, mel: Tensor, frames: int) -> Tensor:
+    """Features [B, frames, A] at the times of animation frames, out of log-mel [B, bins, M] or
+    [B, PHASES, bins, M] that begin at a cycle's first frame.
+
+    With the mel frames of every phase each feature is computed where its frame is, as hop 1 does. With those
+    of the first phase alone the others are interpolated: nearly as good, at a third of the cost.
+    """
+    if mel.dim() == 4:
+        features = encoder.from_log_mel(mel.flatten(0, 1))[:, ::FEATURES_A_CYCLE].contiguous()
+        cycles = features.view(*mel.shape[:2], *features.shape[1:])  # [B, PHASES, cycles, A]
+        return cycles.transpose(1, 2).flatten(1, 2)[:, :frames]
+    features = encoder.from_log_mel(mel)
+    position = torch.arange(frames, dtype=torch.float64) * (FEATURES_A_CYCLE / PHASES)
     before = position.floor().long()
     after = (before + 1).clamp(max=features.shape[1] - 1)
     share = (position - before).to(features)[None, :, None]
@@ -86,7 +129,7 @@ def features_at_frames(features: Tensor, frames: int, fps: int) -> Tensor:
 @dataclass(frozen=True)
 class Crops:
     """A batch: `motion` [B, 1 + L, K] with the frame before the crop first (stillness at a clip's start),
-    `mel` [B, bins, M], `speaker` [B], `at_start` [B] (the crop opens its clip)."""
+    `mel` [B, bins, M] or [B, PHASES, bins, M], `speaker` [B], `at_start` [B] (the crop opens its clip)."""
 
     motion: Tensor
     mel: Tensor
@@ -104,22 +147,20 @@ def crops(
     batch: int,
     frames: int,
     random: np.random.Generator,
-    fps: int = 30,
     start_share: float = 0.15,
+    every_phase: bool = False,
 ) -> Crops:
     """Random crops of `frames` frames, on the grid where frames and features meet; some open their clip.
 
     Clips shorter than a crop are passed over. Raises ValueError when all are.
     """
-    if FEATURES_A_GRID * fps != FRAME_GRID * 50:
-        raise ValueError(f"crops are laid out for 30 fps, received {fps}")
     lengths = np.diff(motion.offsets)
     fitting = np.flatnonzero(lengths >= frames)
     if len(fitting) == 0:
         raise ValueError(f"no clip has {frames} frames; the longest has {lengths.max(initial=0)}")
     clips = random.choice(fitting, batch, p=lengths[fitting] / lengths[fitting].sum())
     starts = (random.uniform(0, 1, batch) * (lengths[clips] - frames + 1)).astype(int)
-    starts = starts // FRAME_GRID * FRAME_GRID
+    starts = starts // PHASES * PHASES
     starts[random.uniform(0, 1, batch) < start_share] = 0
 
     first = motion.offsets[clips] + starts
@@ -129,8 +170,11 @@ def crops(
     cut[at_start, 0] = 0
     heard = torch.empty(0)
     if mel is not None and encoder is not None:
-        needed = mel_frames(encoder, int(np.ceil((frames - 1) * 50 / fps)) + 1)
-        mel_first = mel.offsets[clips] + 2 * starts * FEATURES_A_GRID // FRAME_GRID
-        mel_rows = mel_first[:, None] + np.arange(needed)
-        heard = mel.mel[torch.from_numpy(mel_rows)].float().transpose(1, 2)
+        needed = mel_frames(encoder, -(-(frames - 1) * FEATURES_A_CYCLE // PHASES) + 1)
+        mel_first = mel.offsets[clips] + 2 * starts * FEATURES_A_CYCLE // PHASES
+        mel_rows = torch.from_numpy(mel_first[:, None] + np.arange(needed))
+        if every_phase:
+            heard = mel.mel[:, mel_rows].permute(1, 0, 3, 2).float()
+        else:
+            heard = mel.mel[0, mel_rows].transpose(1, 2).float()
     return Crops(cut, heard, torch.from_numpy(motion.speakers[clips]), at_start)

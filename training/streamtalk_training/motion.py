@@ -3,13 +3,16 @@
 A blendshape face moves linearly in its weights, so a motion of 3V coordinates has no more dimensions than the
 shapes in use. Training runs on K such coordinates, chosen so that a plain squared error of coordinates IS the
 lip-weighted squared error of all vertices (plus a small share for the weights themselves, lest the small
-shapes drown); a trained model is then widened exactly to 3V.
+shapes drown). The mouth's coordinates come first and depend on the mouth's shapes alone, the upper face's
+follow, then the clock, which moves nothing: see `dataset.blink_clock`. A trained model is widened to 3V exactly,
+and onto any face that carries the shapes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,66 +25,93 @@ Doubles = NDArray[np.float64]
 LIP_WEIGHT = 12.0  # of a lip vertex's squared error against any other's
 NEARLY_SHUT_M = 0.003
 SCALE = 10.0  # brings the coordinates of speech to about unit size, which optimisers expect
+BROW_EMPHASIS = 6.0  # brows hardly pass a weight of .2, and would be lost beside blinks of 1
 WEIGHT_SHARE = 0.02  # of the mean shape's size: how much an ARKit weight counts besides the vertices it moves
 
 
 @dataclass(frozen=True)
 class MotionSpace:
-    """Maps between ARKit weights [n], coordinates [K] and vertex offsets [3V, metres].
+    """Maps between n ARKit weights and K coordinates, of which the mouth has the first `mouth`.
 
-    `to_coordinates` [K, n], `to_weights` [n, K], `expand` [3V, K], `reduce` [K, 3V]; `names` are the n shapes
-    in use. `gap_shapes` [n, P, 3] are the vectors, in metres, by which they pull the P lip pairs apart.
+    `names` are the n shapes in use, the mouth's first. `to_coordinates` [K, n], `to_weights` [n, K].
+    `gap_shapes` [n, P, 3] are the vectors, in metres, by which the shapes pull the P lip pairs apart.
     """
 
     names: tuple[str, ...]
+    mouth: int
     to_coordinates: Floats
     to_weights: Floats
-    expand: Floats
-    reduce: Floats
     gap_shapes: Floats
 
     @property
     def width(self) -> int:
         return self.to_coordinates.shape[0]
 
+    @property
+    def clock(self) -> int:
+        """The coordinate that moves nothing."""
+        return len(self.names)
+
+    def save(self, path: Path) -> None:
+        """Keep the space beside the weights trained in it: they mean nothing in another one."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **vars(self))
+
+    @staticmethod
+    def load(path: Path) -> MotionSpace:
+        with np.load(path) as stored:
+            names = tuple(str(name) for name in stored["names"])
+            maps = (stored[name] for name in ("to_coordinates", "to_weights", "gap_shapes"))
+            return MotionSpace(names, int(stored["mouth"]), *maps)
+
 
 def motion_space(
-    names: Sequence[str],
+    mouth_names: Sequence[str],
+    upper_names: Sequence[str],
     blendshape_names: Sequence[str],
     blendshapes: NDArray[np.floating],
     lips: NDArray[np.integer],
     lip_pairs: NDArray[np.integer],
 ) -> MotionSpace:
-    """The space of the shapes `names` out of blendshapes [52, V, 3], with lip vertices [m] and lip pairs
-    [P, 2] (upper, lower).
+    """The space of two disjoint groups of shapes out of blendshapes [52, V, 3], with lip vertices [m] and lip
+    pairs [P, 2] (upper, lower).
 
-    K is n rounded up to a multiple of three, since the model's config counts vertices. Raises KeyError for a
+    K is n + 1 rounded up to a multiple of three, since the model's config counts vertices. Raises KeyError for a
     shape that the face lacks.
     """
-    missing = set(names) - set(blendshape_names)
-    if missing:
-        raise KeyError(f"the face has no shapes {sorted(missing)}; it has {sorted(blendshape_names)}")
-    chosen = np.asarray(blendshapes, np.float64)[[list(blendshape_names).index(name) for name in names]]
-    shapes = chosen.reshape(len(names), -1)  # [n, 3V]
-    importance = np.ones(chosen.shape[1])
-    importance[lips] = LIP_WEIGHT
-    metric = (shapes * np.repeat(importance, 3)) @ shapes.T
-    metric += np.eye(len(names)) * WEIGHT_SHARE * np.trace(metric) / len(names)
-    metric /= np.trace(metric) / len(names)
-    eigenvalues, eigenvectors = np.linalg.eigh(metric)
-    width = -(-len(names) // 3) * 3
+    names = (*mouth_names, *upper_names)
+    chosen = _shapes(names, blendshape_names, blendshapes)
+    emphasis = np.array([BROW_EMPHASIS if name.startswith("brow") else 1.0 for name in names])
+    felt = chosen * emphasis[:, None, None]
+    width = -(-(len(names) + 1) // 3) * 3
     to_coordinates = np.zeros((width, len(names)))
-    to_coordinates[: len(names)] = SCALE * (eigenvectors * np.sqrt(eigenvalues)).T[::-1]
+    for group in (slice(0, len(mouth_names)), slice(len(mouth_names), len(names))):
+        if group.start < group.stop:
+            to_coordinates[group, group] = _principal_map(felt[group], lips)
     to_weights = np.linalg.pinv(to_coordinates)
-    upper, lower = lip_pairs[:, 0], lip_pairs[:, 1]
-    parts = (
-        to_coordinates,
-        to_weights,
-        shapes.T @ to_weights,
-        to_coordinates @ np.linalg.pinv(shapes.T),
-        chosen[:, upper] - chosen[:, lower],
-    )
-    return MotionSpace(tuple(names), *(np.ascontiguousarray(part, np.float32) for part in parts))
+    gap_shapes = chosen[:, lip_pairs[:, 0]] - chosen[:, lip_pairs[:, 1]]
+    maps = (np.ascontiguousarray(part, np.float32) for part in (to_coordinates, to_weights, gap_shapes))
+    return MotionSpace(names, len(mouth_names), *maps)
+
+
+def _shapes(names: Sequence[str], face_names: Sequence[str], blendshapes: NDArray[np.floating]) -> Doubles:
+    missing = set(names) - set(face_names)
+    if missing:
+        raise KeyError(f"the face has no shapes {sorted(missing)}; it has {sorted(face_names)}")
+    order = list(face_names)
+    return np.asarray(blendshapes, np.float64)[[order.index(name) for name in names]]
+
+
+def _principal_map(shapes: Doubles, lips: NDArray[np.integer]) -> Doubles:
+    """[m, m]: from weights of shapes [m, V, 3] to coordinates whose squared sum is the weighted error."""
+    importance = np.ones(shapes.shape[1])
+    importance[lips] = LIP_WEIGHT
+    flat = shapes.reshape(len(shapes), -1)
+    metric = (flat * np.repeat(importance, 3)) @ flat.T
+    metric += np.eye(len(flat)) * WEIGHT_SHARE * np.trace(metric) / len(flat)
+    metric /= np.trace(metric) / len(flat)
+    eigenvalues, eigenvectors = np.linalg.eigh(metric)
+    return np.asarray(SCALE * (eigenvectors * np.sqrt(eigenvalues)).T[::-1])
 
 
 def lip_gap_vectors(space: MotionSpace, coordinates: Tensor) -> Tensor:
@@ -102,12 +132,51 @@ def lip_gap_loss(space: MotionSpace, predicted: Tensor, true: Tensor) -> Tensor:
     return (error.square().sum(-1).add(1e-10).sqrt() * weight).mean() / 0.01
 
 
-def widened(state: dict[str, Tensor], space: MotionSpace) -> dict[str, Tensor]:
+READINGS: dict[str, dict[str, float]] = {
+    "jaw": {"jawOpen": 1},
+    "closing": {"mouthClose": 1},
+    "press": {"mouthPressLeft": 1, "mouthPressRight": 1},
+    "round": {"mouthPucker": 1},
+    "funnel": {"mouthFunnel": 1},
+    "spread": {"mouthStretchLeft": 1, "mouthStretchRight": 1},
+    "upper up": {"mouthUpperUpLeft": 1, "mouthUpperUpRight": 1},
+    "lower down": {"mouthLowerDownLeft": 1, "mouthLowerDownRight": 1},
+    "f/v": {"mouthRollLower": 1, "mouthPressLeft": -0.1, "mouthPressRight": -0.1},
+    "tongue": {"tongueOut": 1},
+}
+"""What the mouth does in ten linear readings of ARKit weights, up to scale; compare
+`coarticulation.controls_from_weights`, whose `close` is a ratio."""
+
+
+def control_readings(names: Sequence[str]) -> Floats:
+    """[n, 10]: from weights of the shapes `names` to `READINGS`; a shape that is not there counts nothing."""
+    columns = [[shares.get(name, 0.0) for name in names] for shares in READINGS.values()]
+    return np.array(columns, np.float32).T
+
+
+@dataclass(frozen=True)
+class FaceMaps:
+    """`expand` [3V, K] turns coordinates into vertex offsets in metres on one face, `reduce` [K, 3V] back."""
+
+    expand: Floats
+    reduce: Floats
+
+
+def face_maps(
+    space: MotionSpace, blendshape_names: Sequence[str], blendshapes: NDArray[np.floating]
+) -> FaceMaps:
+    """How `space` moves a face with shapes [52, V, 3]. Raises KeyError for a shape that the face lacks."""
+    flat = _shapes(space.names, blendshape_names, blendshapes).reshape(len(space.names), -1).T  # [3V, n]
+    expand, reduce = flat @ space.to_weights, space.to_coordinates @ np.linalg.pinv(flat)
+    return FaceMaps(np.ascontiguousarray(expand, np.float32), np.ascontiguousarray(reduce, np.float32))
+
+
+def widened(state: dict[str, Tensor], maps: FaceMaps) -> dict[str, Tensor]:
     """A VQ-VAE's state dict, trained on coordinates [K], turned into the one over vertices [3V]: no error.
 
     Only the first map of the encoder and the last of the decoder touch motion, and both are linear.
     """
-    expand, reduce = torch.from_numpy(space.expand), torch.from_numpy(space.reduce)
+    expand, reduce = torch.from_numpy(maps.expand), torch.from_numpy(maps.reduce)
     wide = dict(state)
     first = "encoder.vertice_mapping.0.weight"
     last = "decoder.vertice_map_reverse"

@@ -1,7 +1,12 @@
-"""A trained talker as files: `model.safetensors` in half precision, and its `config.yaml`."""
+"""A trained talker as files: `python -m streamtalk_training.pack --run RUN --out model.safetensors`.
+
+The weights are widened from motion coordinates to the vertices of a face, and kept in half precision.
+"""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +15,11 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from streamtalk_training.face import Face
-from streamtalk_training.motion import MotionSpace, widened
+from streamtalk_export.config import load_config
+from streamtalk_training.face import Face, load_face
+from streamtalk_training.motion import FaceMaps, face_maps, widened
+from streamtalk_training.setup import kept_space, narrowed
+from streamtalk_training.stage2 import Student
 from streamtalk_training.talker import Talker
 
 HEADER = """\
@@ -28,7 +36,7 @@ ARCHITECTURE: dict[str, Any] = {
             "mel_bins": 64,
             "width": 128,
             "dilations": [1, 2, 4, 6],
-            "lookahead_ms": 80,
+            "lookahead_ms": 100,
             "level_floor": 3e-4,
         },
         "DIFF_AR_DEC": {
@@ -73,18 +81,38 @@ def write_config(path: Path, face: Face) -> None:
     )
 
 
-def checkpoint(talker: Talker, space: MotionSpace) -> dict[str, Tensor]:
+def checkpoint(talker: Talker, maps: FaceMaps) -> dict[str, Tensor]:
     """The state dict of the release's naming, over vertices and in half precision."""
     prefix = "autoencoder."
     state = talker.state_dict()
     own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    state.update({prefix + name: value for name, value in widened(own, space).items()})
+    state.update({prefix + name: value for name, value in widened(own, maps).items()})
     return {name: value.detach().to(torch.float16).contiguous() for name, value in state.items()}
 
 
-def pack(talker: Talker, space: MotionSpace, path: Path) -> None:
+def pack(talker: Talker, maps: FaceMaps, path: Path) -> None:
     """Write `path` (.safetensors), whole or not at all."""
     partial = path.with_suffix(".partial")
-    save_file(checkpoint(talker, space), partial)
+    save_file(checkpoint(talker, maps), partial)
     partial.chmod(0o644)  # safetensors writes for the owner alone
     partial.replace(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m streamtalk_training.pack", description=__doc__)
+    parser.add_argument("--config", type=Path, default=Path("models/bundled/config.yaml"))
+    parser.add_argument("--face", type=Path, default=Path("models/bundled/face.npz"))
+    parser.add_argument("--run", type=Path, required=True, help="folder with stage2 in it")
+    parser.add_argument("--out", type=Path, default=Path("models/bundled/model.safetensors"))
+    options = parser.parse_args(arguments)
+    face = load_face(options.face)
+    space = kept_space(options.run, face)
+    student = Student(narrowed(load_config(options.config), space))
+    trained = torch.load(options.run / "stage2" / "state.pt", map_location="cpu", weights_only=True)
+    student.load_state_dict(trained["model"])
+    names = [str(name) for name in face.blendshape_names]
+    pack(student.talker, face_maps(space, names, face.blendshapes), options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""What every command needs: the configuration, the face, and clips on disk."""
+"""What every command needs: the configuration, the motion space, and clips on disk."""
 
 from __future__ import annotations
 
@@ -22,43 +22,48 @@ MOUTH_SHAPES = (
     *("mouthFunnel", "mouthRollLower", "mouthLowerDownLeft", "mouthLowerDownRight", "mouthRollUpper"),
     *("mouthShrugLower", "tongueOut"),
 )
-IDLE_SHAPES = ("eyeBlinkLeft", "eyeBlinkRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight")
+UPPER_SHAPES = (
+    *("eyeBlinkLeft", "eyeBlinkRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight"),
+    *("browDownLeft", "browDownRight"),
+)
 GAIN_STEP = 0.06  # speakers differ in how far they move their mouths: 1, 1.06, .94, 1.12, ...
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A configuration cut down to the motion space of its face, and where clips lie."""
+    """A configuration cut down to its motion space, and where clips lie."""
 
     config: ModelConfig
-    face: Face
+    space: MotionSpace
+    speakers: int
     corpus: Path
-    idle: bool
-
-    @cached_property
-    def space(self) -> MotionSpace:
-        return face_space(self.face)
 
     @cached_property
     def gains(self) -> list[float]:
-        return speaker_gains(len(self.face.templates))
+        return speaker_gains(self.speakers)
 
     def clips(self, split: str) -> list[Clip]:
         return load_split(self.corpus, split)
 
-    def motion(self, split: str) -> MotionData:
-        return motion_data(self.clips(split), self.space, self.gains, self.idle)
+    def motion(self, clips: list[Clip]) -> MotionData:
+        return motion_data(clips, self.space, self.gains)
 
 
 def face_space(face: Face) -> MotionSpace:
-    """The motion space of all shapes that the corpus moves."""
-    return motion_space(
-        (*MOUTH_SHAPES, *IDLE_SHAPES),
-        [str(name) for name in face.blendshape_names],
-        face.blendshapes,
-        face.lips,
-        face.lip_pairs,
-    )
+    """The motion space of all shapes that the model moves."""
+    names = [str(name) for name in face.blendshape_names]
+    return motion_space(MOUTH_SHAPES, UPPER_SHAPES, names, face.blendshapes, face.lips, face.lip_pairs)
+
+
+def kept_space(run: Path, face: Face) -> MotionSpace:
+    """The space of the run in folder `run`: the one it began with, else that of `face`, kept from now on.
+
+    A face may be mended while a model trains; what the weights mean must not change with it.
+    """
+    path = run / "space.npz"
+    if not path.exists():
+        face_space(face).save(path)
+    return MotionSpace.load(path)
 
 
 def speaker_gains(speakers: int) -> list[float]:
@@ -78,10 +83,10 @@ def add_setup_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", type=Path, required=True, help="folder of the training run, resumed if it exists"
     )
-    parser.add_argument("--idle", action="store_true", help="blinks and brows too")
 
 
 def setup_from(options: argparse.Namespace) -> Setup:
     face = load_face(options.face)
-    config = load_config(options.config)
-    return Setup(narrowed(config, face_space(face)), face, options.corpus, options.idle)
+    space = kept_space(options.run, face)
+    config = narrowed(load_config(options.config), space)
+    return Setup(config, space, len(face.templates), options.corpus)

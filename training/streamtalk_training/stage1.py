@@ -2,6 +2,9 @@
 
 It is trained as it will be run: the encoder reads a crop, the decoder sees the last D latents alone and only
 its newest frame counts; now and then fewer than D, as in a stream's first frames.
+
+Mouth and upper face get codes of their own: the decoder is given the mouth's codes of one clip with the upper
+face's of another, and must show the mouth of the one under the brows of the other.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from streamtalk_training import runs
 from streamtalk_training.dataset import MotionData, crops
 from streamtalk_training.motion import MotionSpace, lip_gap_loss
 from streamtalk_training.setup import Setup, add_setup_options, setup_from
-from streamtalk_training.talker import newest_frames
+from streamtalk_training.talker import mouth_latents, newest_frames
 
 REVIVE_EVERY = 10  # steps: codes that nothing chose are moved to where latents are
 LATENT_NOISE = 0.7
@@ -33,7 +36,7 @@ guessed from sound, which are means over what they might be, decode to something
 class Stage1:
     """How long and how hard to train."""
 
-    steps: int = 900
+    steps: int = 2500
     batch: int = 16
     frames: int = 64
     windows: int = 16  # decoded ends in each crop
@@ -99,13 +102,16 @@ def train(
             if run.step % REVIVE_EVERY == 0 and run.step < 0.7 * plan.steps:
                 dead = revive(model, motion, generator, run.step < continuous + REVIVE_EVERY)
             latents, _, code_loss = model.encode(motion)
+        other, mouth = torch.roll(latents, 1, 0), mouth_latents(config)
+        latents = torch.cat([latents[..., :mouth], other[..., mouth:]], -1)
+        both = torch.cat([motion[..., : space.mouth], torch.roll(motion, 1, 0)[..., space.mouth :]], -1)
         shake = LATENT_NOISE * torch.rand(plan.batch, 1, 1, generator=generator)
         latents = latents + (shake * torch.randn(latents.shape, generator=generator)).to(latents.device)
         window = window_length(random, longest)
         ends = torch.randint(window - 1, plan.frames + 1, (plan.batch, plan.windows), generator=generator)
         ends = ends.to(motion.device)
         decoded = newest_frames(model.decoder, latents, ends, window)
-        wanted = motion[torch.arange(plan.batch, device=motion.device)[:, None], ends]
+        wanted = both[torch.arange(plan.batch, device=motion.device)[:, None], ends]
         loss = reconstruction_loss(space, decoded, wanted)
         rate = runs.learning_rate(run.step, plan.steps, plan.peak_rate)
         runs.update(run, loss + code_loss, rate)
@@ -129,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     setup: Setup = setup_from(options)
-    data = setup.motion("train")
+    data = setup.motion(setup.clips("train"))
     train(setup.config, setup.space, data, Stage1(options.steps, seed=options.seed), options.run / "stage1")
 
 

@@ -1,14 +1,18 @@
 """Stage 2: audio to latents, with the decoder tuned along. `python -m streamtalk_training.stage2 --help`.
 
-Teacher forcing teaches a model to copy its history and to ignore the sound: neighbouring latents are that
-alike. So there is none. At first the history is blank, which leaves nothing but sound to learn from; then it is
-the model's own prediction from a blank history, with noise (two passes, as in Mihaylova and Martins, "Scheduled
-sampling for transformers", 2019), so that hours of rollout stay as good as the first second.
+Mouth. Teacher forcing teaches a model to copy its history and to ignore the sound: neighbouring latents are
+that alike. So there is none. At first the mouth's history is blank, which leaves nothing but sound to learn
+from; then it is the model's own prediction from a blank history, with noise (two passes, as in Mihaylova and
+Martins, "Scheduled sampling for transformers", 2019), so that hours of rollout stay as good as the first second.
+Its losses are errors, so lips follow the sound and not the noise.
 
-At the sampler's first step a latent of many dimensions still shines through the noise of training, while
-generation starts from noise alone. So the sampler's few steps are unrolled and its result is what the losses on
-motion see (after Lin et al., "Common diffusion noise schedules are flawed", 2023); the usual loss at random t
-stays beside it.
+Upper face. Blinks and brows hardly follow from sound: a mean of them is a half-shut eye. They are drawn. Their
+history is the true one, with noise, and the loss is the energy score of two draws (Gneiting and Raftery, "Strictly
+proper scoring rules", 2007), whose minimum is the true distribution given history and sound.
+
+The sampler's few steps are unrolled from pure noise, in training as in a stream: at its first step a latent of
+many dimensions still shines through the noise that a random t would leave (Lin et al., "Common diffusion noise
+schedules are flawed", 2023).
 """
 
 from __future__ import annotations
@@ -24,13 +28,16 @@ import torch
 from torch import Tensor, nn
 
 from streamtalk_export.config import ModelConfig
-from streamtalk_export.sampler import alphas_cumprod
 from streamtalk_training import runs
-from streamtalk_training.dataset import Crops, MelData, MotionData, crops, features_at_frames, mel_data
-from streamtalk_training.motion import MotionSpace, lip_gap_loss
+from streamtalk_training.dataset import Crops, MelData, MotionData, crops, frame_features, mel_data
+from streamtalk_training.hearing import disturbed
+from streamtalk_training.motion import MotionSpace, control_readings, lip_gap_loss
 from streamtalk_training.setup import Setup, add_setup_options, setup_from
 from streamtalk_training.stage1 import reconstruction_loss, window_length
-from streamtalk_training.talker import Talker, newest_frames
+from streamtalk_training.talker import Talker, mouth_latents, newest_frames
+from streamtalk_training.validate import Validation, scores, streamed
+
+VALIDATE_EVERY = 500
 
 
 class Student(nn.Module):
@@ -47,36 +54,54 @@ class Student(nn.Module):
 class Stage2:
     """How long and how hard to train, and what is done to the history."""
 
-    steps: int = 3000
+    steps: int = 15000
     batch: int = 16
+    hint_batch: int = 32
     frames: int = 64
     windows: int = 8  # pairs of neighbouring frames decoded in each crop
     peak_rate: float = 1e-3
     encoder_rate: float = 1.5  # of the rate, for the audio encoder
-    talker_start: float = 0.23  # share of the run before which only the hint trains the audio encoder
-    history_start: float = 0.53  # before which there is no history to copy at all
-    decoder_start: float = 0.67  # after which the decoder is tuned along
-    blind_share: float = 0.15  # of the crops after that
+    talker_start: float = 0.45  # share of the run before which only the hint trains the audio encoder
+    history_start: float = 0.7  # before which there is no history of the mouth to copy at all
+    decoder_start: float = 0.7  # after which the decoder is tuned along
+    exact_start: float = 0.8  # after which features are computed at each frame's own time
+    disturbed_from: float = 0.3  # share of the run until which the disturbances of hearing grow
+    control_weight: float = 1.5
+    blind_share: float = 0.15  # of the crops after history_start
     history_noise: float = 0.5  # largest deviation, in units of a latent's
+    bfloat16: bool = False  # matrix products
     seed: int = 0
 
 
-def diffusion_loss(talker: Talker, condition: Tensor, latents: Tensor, generator: torch.Generator) -> Tensor:
-    """MSE of x0 at one random t a sequence, for latents [B, L, C] under conditions [B, L, E]."""
-    alphas = torch.from_numpy(alphas_cumprod(talker.config.schedule)).float()
-    t = torch.randint(len(alphas), (len(latents),), generator=generator)
-    alpha = alphas[t][:, None, None].to(latents.device)
-    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-    t = t.to(latents.device)
-    noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-    network = talker.diff_ar_network
-    return (network.denoise(noisy, condition, network.time_emb(t)[:, None]) - latents).square().mean()
+def energy_score(first: Tensor, second: Tensor, true: Tensor) -> Tensor:
+    """The energy score of two draws [..., C] against what came true, per square root of C."""
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).square().sum(-1).add(1e-6).sqrt()
+
+    spread = distance(first, second)
+    score = 0.5 * (distance(first, true) + distance(second, true)) - 0.5 * spread
+    return score.mean() / true.shape[-1] ** 0.5
+
+
+def control_map(space: MotionSpace, coordinates: Tensor) -> Tensor:
+    """[K, n]: mouth controls of coordinates, each in units of its deviation in `coordinates` [N, K]."""
+    readings = torch.from_numpy(space.to_weights.T @ control_readings(space.names))
+    deviation = (coordinates @ readings).std(0)
+    return readings / deviation.clamp(min=1e-3)
 
 
 def stage2_loss(
-    student: Student, space: MotionSpace, batch: Crops, plan: Stage2, progress: float, step: int
+    student: Student,
+    space: MotionSpace,
+    controls: Tensor,
+    batch: Crops,
+    plan: Stage2,
+    progress: float,
+    step: int,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of one batch and its parts; `progress` 0..1 decides about the history."""
+    """The loss of one batch and its parts; `progress` 0..1 decides about the history, `controls` is what
+    `control_map` gave."""
     random, generator = runs.generators(plan.seed + 1, step)
     device = batch.motion.device
 
@@ -85,51 +110,67 @@ def stage2_loss(
 
     talker = student.talker
     network, frames = talker.diff_ar_network, batch.motion.shape[1] - 1
-    size = len(batch.motion)
-    features = talker.audio_encoder.from_log_mel(batch.mel)
-    features = features_at_frames(features, frames, talker.config.fps)
-    hint = reconstruction_loss(space, student.hint(features), batch.motion[:, 1:])
+    size, lips, mouth = len(batch.motion), mouth_latents(talker.config), space.mouth
+    with runs.products(device, plan.bfloat16):
+        heard = disturbed(batch.mel, generator, min(progress / plan.disturbed_from, 1.0))
+        features = frame_features(talker.audio_encoder, heard, frames)
+        hinted = student.hint(features)
+    hinted, sought = _mouth(hinted.float(), mouth), _mouth(batch.motion[:, 1:], mouth)
+    hint = reconstruction_loss(space, hinted, sought)
+    hint = hint + plan.control_weight * ((hinted - sought) @ controls).square().mean()
     if progress < plan.talker_start:
         return hint, {"hint": float(hint.detach())}
-    with torch.no_grad():
-        latents = talker.autoencoder.encode(batch.motion)[0]
+    with torch.no_grad(), runs.products(device, plan.bfloat16):
+        latents = talker.autoencoder.encoder(batch.motion).float()
         latents[batch.at_start, 0] = talker.autoencoder.start_latent()
     style = network.obj_vector(batch.speaker)
-    position = torch.from_numpy(random.integers(0, network.config.period, size))
-
+    position = torch.from_numpy(random.integers(0, network.config.period, size)).to(device)
     seen = talker.config.window_size
-    nothing = talker.autoencoder.start_latent().expand(size, frames, -1)
-    past = nothing
-    if progress >= plan.history_start:
-        with torch.no_grad():
-            condition = network.conditions(nothing, features, style, position, seen)
-            predicted = network.sample(noise(*nothing.shape), condition, talker.sampler)
+
+    shake = plan.history_noise * torch.rand(size, 1, 1, generator=generator).to(device)
+    nothing = talker.autoencoder.start_latent().expand(size, frames, -1)[..., :lips]
+    brows = latents[:, :-1, lips:] + shake * noise(size, frames, latents.shape[2] - lips)
+    past = torch.cat([nothing, brows], -1)
+    with runs.products(device, plan.bfloat16):
+        if progress >= plan.history_start:
+            with torch.no_grad():
+                condition = network.conditions(past, features, style, position, seen)
+                predicted = network.sample(noise(*latents[:, 1:].shape), condition, talker.sampler)
             blind = torch.rand(size, 1, 1, generator=generator) < plan.blind_share
-            spread = plan.history_noise * torch.rand(size, 1, 1, generator=generator).to(device)
-            own = torch.cat([latents[:, :1], predicted[:, :-1]], 1) + spread * noise(*nothing.shape)
-            past = torch.where(blind.to(device), nothing, own)
-    condition = network.conditions(past, features, style, position, seen)
+            own = torch.cat([latents[:, :1, :lips], predicted.float()[:, :-1, :lips]], 1)
+            own = torch.where(blind.to(device), nothing, own + shake * noise(*own.shape))
+            past = torch.cat([own, brows], -1)
+        condition = network.conditions(past, features, style, position, seen)
+        drawn = network.sample(noise(2, *latents[:, 1:].shape), condition, talker.sampler)
     wanted = latents[:, 1:]
-    clean = network.sample(noise(*wanted.shape), condition, talker.sampler)
+    first, second = drawn.float()
 
     window = window_length(random, talker.decode_window)
-    first = torch.randint(window - 1, frames, (size, plan.windows), generator=generator)
-    ends = torch.cat([first, first + 1], 1).to(device)
-    history = torch.cat([latents[:, :1], clean], 1)
-    decoded = newest_frames(talker.autoencoder.decoder, history, ends, window)
+    starts = torch.randint(window - 1, frames, (size, plan.windows), generator=generator)
+    ends = torch.cat([starts, starts + 1], 1).to(device)
+    mixed = torch.cat([first[..., :lips], wanted[..., lips:]], -1)  # a drawn blink need not be the true one
+    with runs.products(device, plan.bfloat16):
+        history = torch.cat([latents[:, :1], mixed], 1)
+        decoded = newest_frames(talker.autoencoder.decoder, history, ends, window).float()
     true = batch.motion[torch.arange(size, device=device)[:, None], ends]
     movement = decoded[:, plan.windows :] - decoded[:, : plan.windows]
     true_movement = true[:, plan.windows :] - true[:, : plan.windows]
     parts = {
-        "latent": (clean - wanted).square().mean(),
-        "diffusion": 0.3 * diffusion_loss(talker, condition, wanted, generator),
+        "latent": (drawn[..., :lips].float() - wanted[..., :lips]).square().mean(),
+        "energy": energy_score(first[..., lips:], second[..., lips:], wanted[..., lips:]),
         "motion": 2 * reconstruction_loss(space, decoded, true),
-        "hint": hint,
+        "controls": plan.control_weight * ((decoded - true) @ controls).square().mean(),
+        "hint": 0.5 * hint,
         "speed": (movement - true_movement).abs().mean(),
     }
     values = {name: float(part.detach()) for name, part in parts.items()}
     values["gap_mm"] = 10 * float(lip_gap_loss(space, decoded.detach(), true))
     return sum(parts.values(), torch.zeros((), device=device)), values
+
+
+def _mouth(motion: Tensor, mouth: int) -> Tensor:
+    """Motion [..., K] with the upper face at rest."""
+    return torch.cat([motion[..., :mouth], torch.zeros_like(motion[..., mouth:])], -1)
 
 
 def train(
@@ -141,6 +182,7 @@ def train(
     plan: Stage2,
     folder: Path,
     until: int | None = None,
+    validation: Validation | None = None,
 ) -> Talker:
     """Train (or go on training) in `folder`, to step `until` or the plan's end, and return the talker.
 
@@ -156,19 +198,25 @@ def train(
     mouth = [*talker.autoencoder.decoder.parameters(), *talker.diff_ar_network.parameters()]
     groups: list[dict[str, Any]] = [{"params": ear, "scale": plan.encoder_rate}, {"params": mouth}]
     run = runs.start(folder, student, plan.peak_rate, groups)
+    controls = control_map(space, motion.coordinates).to(runs.device())
     last = min(until or plan.steps, plan.steps)
     while run.step < last:
         random = np.random.default_rng([plan.seed, run.step])
-        batch = crops(motion, mel, talker.audio_encoder, plan.batch, plan.frames, random, config.fps).to(
-            runs.device()
-        )
-        talker.autoencoder.decoder.requires_grad_(run.step >= plan.decoder_start * plan.steps)
-        loss, values = stage2_loss(student, space, batch, plan, run.step / plan.steps, run.step)
+        progress = run.step / plan.steps
+        exact = progress >= plan.exact_start
+        encoder = talker.audio_encoder
+        size = plan.batch if progress >= plan.talker_start else plan.hint_batch
+        batch = crops(motion, mel, encoder, size, plan.frames, random, every_phase=exact)
+        talker.autoencoder.decoder.requires_grad_(progress >= plan.decoder_start)
+        device = runs.device()
+        loss, values = stage2_loss(student, space, controls, batch.to(device), plan, progress, run.step)
         runs.update(run, loss, runs.learning_rate(run.step, plan.steps, plan.peak_rate))
         if run.step % 50 == 0 or run.step == last:
             run.log(**values)
         if run.step % 250 == 0:
             run.save()
+        if validation is not None and run.step % VALIDATE_EVERY == 0 and progress >= plan.talker_start:
+            run.log(**scores(space, *streamed(talker, validation), config.fps))
     run.save()
     return talker
 
@@ -178,14 +226,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_setup_options(parser)
     parser.add_argument("--steps", type=int, default=Stage2.steps)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bfloat16", action="store_true", help="faster on processors that have it")
     options = parser.parse_args(arguments)
     setup: Setup = setup_from(options)
     clips = setup.clips("train")
     stage1 = torch.load(options.run / "stage1" / "state.pt", weights_only=True)["model"]
-    mel = mel_data((clip.pcm for clip in clips), Talker(setup.config).audio_encoder)
-    motion = setup.motion("train")
-    plan = Stage2(options.steps, seed=options.seed)
-    train(setup.config, setup.space, motion, mel, stage1, plan, options.run / "stage2")
+    held_out = setup.clips("valid")
+    encoder = Talker(setup.config).audio_encoder
+    mel = mel_data((clip.pcm for clip in clips), encoder)
+    validation = Validation(setup.motion(held_out), mel_data((clip.pcm for clip in held_out), encoder))
+    plan = Stage2(options.steps, bfloat16=options.bfloat16, seed=options.seed)
+    train(
+        setup.config,
+        setup.space,
+        setup.motion(clips),
+        mel,
+        stage1,
+        plan,
+        options.run / "stage2",
+        None,
+        validation,
+    )
 
 
 if __name__ == "__main__":

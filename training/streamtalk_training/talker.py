@@ -16,6 +16,10 @@ from streamtalk_export.network import DiffusionNetwork
 from streamtalk_export.sampler import sampler_table
 from streamtalk_export.vqvae import VQAutoencoder, VQDecoder
 
+UPPER_SHARE = 4
+"""One code in so many describes the upper face, the others the mouth. Stage 1 sees to it that neither knows of the
+other, so that lips can follow the sound while blinks come of the noise."""
+
 
 class Talker(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
@@ -26,6 +30,12 @@ class Talker(nn.Module):
         self.diff_ar_network = DiffusionNetwork(config.predictor)
         self.sampler = sampler_table(config.schedule, config.steps, config.sampler)
         self.decode_window = config.stream.decode_window or config.window_size
+
+
+def mouth_latents(config: ModelConfig) -> int:
+    """How many of a latent's C numbers, from the first, describe the mouth."""
+    codes = config.vq.face_quan_num
+    return (codes - max(codes // UPPER_SHARE, 1)) * config.vq.zquant_dim
 
 
 @torch.no_grad()
