@@ -15,6 +15,7 @@ import onnxruntime
 import torch
 
 from streamtalk.manifest import Manifest, Parity
+from streamtalk_export.blendshapes import WeightMatrix
 from streamtalk_export.config import SAMPLE_RATE
 from streamtalk_export.hubert import HubertEncoder
 from streamtalk_export.model import TalkerModel, stream_frames
@@ -139,12 +140,19 @@ def certify(
     table: SamplerTable,
     window: AudioWindow,
     probe: Probe,
+    weights: WeightMatrix | None,
 ) -> list[Parity]:
-    """Measure every graph of `directory` against `model`. The caller decides what a missed bound means."""
+    """Measure every graph of `directory` against `model`, and state what the blendshapes leave out. The caller
+    decides what a missed bound means.
+    """
     graphs = _Graphs(directory, manifest)
     features, lines = _certify_encoders(graphs, manifest, model, window, probe)
     lines += _certify_frames(graphs, manifest, model, table, features["offline"], probe)
-    lines += _streaming_cost(graphs, manifest, model, features, probe)
+    moved = {kind: _moved(graphs, manifest, model, values, probe) for kind, values in features.items()}
+    graphs.close("frame")
+    lines += _streaming_cost(moved, manifest.metres_per_unit)
+    if weights is not None:
+        lines += weights.error(moved["streaming"] - probe.template.reshape(-1, 3), manifest.metres_per_unit)
     return lines
 
 
@@ -279,21 +287,23 @@ def _next_frame(graphs: _Graphs, stream: _Stream, feature: Array, style: Array, 
     return vertices
 
 
-def _streaming_cost(
-    graphs: _Graphs, manifest: Manifest, model: TalkerModel, features: dict[str, Array], probe: Probe
-) -> list[Parity]:
-    """How far vertices driven by streaming features are from those driven by offline ones. Stated, not gated."""
+def _moved(
+    graphs: _Graphs, manifest: Manifest, model: TalkerModel, features: Array, probe: Probe
+) -> npt.NDArray[np.float64]:
+    """Vertices [L, V, 3] of the probe's stream, driven by the fused graph."""
     style = model.diff_ar_network.obj_vector.weight[probe.speaker].numpy()
-    start = model.autoencoder.start_latent().numpy()
-    count = min(len(features["offline"]), len(features["streaming"]), len(probe.noise))
-    moved = {}
-    for kind, values in features.items():
-        stream = _Stream(manifest, start)
-        frames = [_next_frame(graphs, stream, feature, style, probe) for feature in values[:count]]
-        moved[kind] = np.stack(frames).astype(np.float64) * 1000 * manifest.metres_per_unit
-    graphs.close("frame")
-    difference = np.linalg.norm(moved["streaming"] - moved["offline"], axis=-1)
-    motion = np.linalg.norm(moved["offline"] - moved["offline"].mean(0), axis=-1)
+    stream = _Stream(manifest, model.autoencoder.start_latent().numpy())
+    driven = features[: len(probe.noise)]
+    frames = [_next_frame(graphs, stream, feature, style, probe) for feature in driven]
+    return np.stack(frames).astype(np.float64)
+
+
+def _streaming_cost(moved: dict[str, npt.NDArray[np.float64]], metres_per_unit: float) -> list[Parity]:
+    """How far vertices driven by streaming features are from those driven by offline ones. Stated, not gated."""
+    count = min(map(len, moved.values()))
+    streaming, offline = (1000 * metres_per_unit * moved[kind][:count] for kind in ("streaming", "offline"))
+    difference = np.linalg.norm(streaming - offline, axis=-1)
+    motion = np.linalg.norm(offline - offline.mean(0), axis=-1)
     rms = float(np.sqrt((motion**2).mean()))
     figures = {
         "streaming_vs_offline_features_rms_mm": float(np.sqrt((difference**2).mean())),

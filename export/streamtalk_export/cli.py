@@ -16,7 +16,7 @@ from streamtalk_export.config import PRESETS, SPEAKERS, ModelConfig, load_config
 from streamtalk_export.errors import ExportError
 from streamtalk_export.export_model import Identities, Settings, export_model
 from streamtalk_export.hubert import hubert_config
-from streamtalk_export.templates import read_faces, read_templates
+from streamtalk_export.templates import Mesh, read_faces, read_templates
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLED = ROOT / "models" / "bundled"
@@ -177,14 +177,13 @@ def read_identities(config: ModelConfig, template: Path | None, faces: Path | No
         names = read.names if len(read.names) == n else names
         if len(vertices) not in (1, n):
             raise ExportError(f"{template} holds {len(vertices)} faces; the model has {n} speakers.")
-    triangles, colors = np.empty((0, 3), np.int32), np.empty((0, 3), np.uint8)
+    mesh = Mesh(np.empty((0, 3), np.int32), np.empty((0, 3), np.uint8), {}, None)
     if faces is not None:
-        triangles, colors = read_faces(faces, V)
+        mesh = read_faces(faces, V)
     return Identities(
         speaker_names=names or tuple(f"speaker{i}" for i in range(n)),
         templates=vertices,
-        faces=triangles,
-        colors=colors,
+        mesh=mesh,
     )
 
 

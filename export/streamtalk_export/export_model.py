@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from streamtalk.manifest import FILE_NAME, SCHEMA_VERSION, Graph, Manifest, Parity, sha256_of
+from streamtalk.manifest import FILE_NAME, SCHEMA_VERSION, Asset, Graph, Manifest, Parity, sha256_of
+from streamtalk_export.blendshapes import WeightMatrix, weight_matrix
 from streamtalk_export.certificate import PROBE_SECONDS, Probe, certify, probe_audio
 from streamtalk_export.config import SAMPLE_RATE, Sampler
 from streamtalk_export.errors import ExportError
@@ -24,9 +26,11 @@ from streamtalk_export.hubert import HubertEncoder
 from streamtalk_export.model import TalkerModel
 from streamtalk_export.onnx_file import write_graph
 from streamtalk_export.sampler import SamplerTable, sampler_table
+from streamtalk_export.templates import Mesh
 from streamtalk_export.windows import AudioWindow, OfflineEncoder, StreamingEncoder, audio_window
 
 IDENTITY = "identity.npz"
+BLENDSHAPES = "blendshapes.npz"
 Say = Callable[[str], None]
 
 
@@ -50,12 +54,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Identities(msgspec.Struct, frozen=True, kw_only=True):
-    """Faces and names for the model's styles: templates [n, V, 3], faces [F, 3], colors [V, 3] or [0, 3]."""
+    """Faces and names for the model's styles: templates [n, V, 3], or [1, V, 3] for all, and their mesh."""
 
     speaker_names: tuple[str, ...]
     templates: npt.NDArray[np.float32]
-    faces: npt.NDArray[np.int32]
-    colors: npt.NDArray[np.uint8]
+    mesh: Mesh
 
 
 def export_model(
@@ -96,6 +99,8 @@ def export_model(
             model, table, window, directory, (history, decode_window, settings.batch, folded), say
         )
         _write_identity(model, identities, directory / IDENTITY)
+        shapes = identities.mesh.shapes
+        weights = None if shapes is None else weight_matrix(shapes, model.autoencoder.decoder)
         manifest = Manifest(
             schema=SCHEMA_VERSION,
             name=config.name,
@@ -124,6 +129,7 @@ def export_model(
             metres_per_unit=1.0,
             identity=IDENTITY,
             identity_sha256=sha256_of(directory / IDENTITY),
+            blendshapes=None if weights is None else _write_blendshapes(weights, directory, say),
             graphs=graphs,
         )
         say("checking every graph against the torch model")
@@ -136,7 +142,7 @@ def export_model(
             speaker=0,
             template=identities.templates[0].reshape(-1),
         )
-        parity = certify(directory, manifest, model, table, window, probe)
+        parity = certify(directory, manifest, model, table, window, probe, weights)
         _enforce(parity)
         manifest = msgspec.structs.replace(manifest, parity=tuple(parity))
         encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
@@ -274,12 +280,19 @@ def _write_graphs(
 def _write_identity(model: TalkerModel, identities: Identities, path: Path) -> None:
     styles = model.diff_ar_network.obj_vector.weight.numpy()
     shape = (len(styles), model.config.n_vertices, 3)
-    np.savez(
-        path,
+    arrays: dict[str, npt.NDArray[Any]] = dict(
         styles=styles,
         speaker_names=np.array(identities.speaker_names),
         start_latent=model.autoencoder.start_latent().numpy(),
         templates=np.broadcast_to(identities.templates, shape),
-        faces=identities.faces,
-        colors=identities.colors,
+        faces=identities.mesh.faces,
+        colors=identities.mesh.colors,
+        **identities.mesh.landmarks,
     )
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # of the stubs: an array might be named allow_pickle
+
+
+def _write_blendshapes(weights: WeightMatrix, directory: Path, say: Say) -> Asset:
+    weights.save(directory / BLENDSHAPES)
+    say(f"the model moves {len(weights.active)} ARKit shapes: {', '.join(weights.active)}")
+    return Asset(file=BLENDSHAPES, sha256=sha256_of(directory / BLENDSHAPES))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamtalk.manifest import LANDMARKS
+from streamtalk_export.blendshapes import arkit_shapes
 from streamtalk_export.errors import ExportError
 
 Float32 = npt.NDArray[np.float32]
@@ -121,17 +123,29 @@ def _shaped(array: Any, n_vertices: int, path: Path) -> Float32:
     return shaped
 
 
-def read_faces(path: Path, n_vertices: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """Triangles [F, 3] and vertex colours [V, 3] (or [0, 3]) from .npz, .npy or a mesh. Raises ExportError."""
+@dataclass(frozen=True)
+class Mesh:
+    """What a faces file says of V vertices: triangles `faces` [F, 3], `colors` [V, 3] or [0, 3], vertex numbers by
+    the names of `streamtalk.manifest.LANDMARKS`, and ARKit `shapes` [52, V, 3] in Apple's order or None.
+    """
+
+    faces: npt.NDArray[np.int32]
+    colors: npt.NDArray[np.uint8]
+    landmarks: Mapping[str, npt.NDArray[np.int32]]
+    shapes: Float32 | None
+
+
+def read_faces(path: Path, n_vertices: int) -> Mesh:
+    """A mesh from .npz, .npy or a mesh file; landmarks and shapes only an .npz can hold. Raises ExportError."""
     if not path.is_file():
         raise ExportError(f"No faces at {path}.")
-    colors = np.empty((0, 3), np.uint8)
+    content: dict[str, Any] = {}
     if path.suffix in (".npy", ".npz"):
         content = _read_arrays(path)
         faces = content.get("faces", content.get(""))
-        colors = content.get("colors", colors)
     else:
         faces = _read_mesh(path)[1]
+    colors = content.get("colors", np.empty((0, 3), np.uint8))
     if faces is None:
         raise ExportError(f"{path} has no array `faces`.")
     faces = np.asarray(faces)
@@ -147,4 +161,27 @@ def read_faces(path: Path, n_vertices: int) -> tuple[npt.NDArray[np.int32], npt.
         raise ExportError(
             f"{path}: colors of shape {list(colors.shape)} ({colors.dtype}); expected [{n_vertices}, 3] integers."
         )
-    return faces.astype(np.int32), colors.astype(np.uint8)
+    return Mesh(
+        faces.astype(np.int32),
+        colors.astype(np.uint8),
+        {name: _landmark(content[name], name, n_vertices, path) for name in LANDMARKS if name in content},
+        _shapes(content, n_vertices, path) if "blendshapes" in content else None,
+    )
+
+
+def _landmark(values: npt.NDArray[Any], name: str, n_vertices: int, path: Path) -> npt.NDArray[np.int32]:
+    if values.dtype.kind not in "iu" or (values.size and not 0 <= values.min() <= values.max() < n_vertices):
+        raise ExportError(f"{path}: `{name}` must be numbers of the {n_vertices} vertices.")
+    return values.astype(np.int32)
+
+
+def _shapes(content: dict[str, Any], n_vertices: int, path: Path) -> Float32:
+    deltas, names = content["blendshapes"], content.get("blendshape_names")
+    if names is None or deltas.shape != (names.size, n_vertices, 3) or deltas.dtype.kind != "f":
+        raise ExportError(
+            f"{path}: blendshapes of shape {list(deltas.shape)} ({deltas.dtype}); expected "
+            f"[n, {n_vertices}, 3] numbers and n `blendshape_names`."
+        )
+    if not np.isfinite(deltas).all():
+        raise ExportError(f"{path}: blendshapes hold values that are not finite.")
+    return arkit_shapes([str(name) for name in names.reshape(-1)], deltas, path)

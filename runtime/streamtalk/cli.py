@@ -181,7 +181,8 @@ def _outputs(arguments: argparse.Namespace, talker: Talker, stream: Stream, stac
     face = Face(stream.template, talker.faces, talker.colors, talker.fps, talker.sample_rate)
     for path in arguments.out:
         if path.suffix == ".npz":
-            add(NpzOutput(path, talker.manifest.n_vertices, talker.fps, talker.faces))
+            still = {"faces": talker.faces, "template": stream.template, **talker.landmarks}
+            add(NpzOutput(path, talker.manifest.n_vertices, talker.fps, still, talker.blendshape_names))
         elif path.suffix == ".mp4":
             add(Background(partial(VideoOutput, path, face)))
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtalk.errors import ModelError, SpeakerError
-from streamtalk.manifest import Manifest, verified
+from streamtalk.manifest import LANDMARKS, Manifest, verified
 
 Float32 = npt.NDArray[np.float32]
 SpeakerId: TypeAlias = "str | int"
@@ -26,7 +26,8 @@ class Identity:
     """The contents of `identity.npz`; arrays are read-only.
 
     `styles` [n, E], `templates` [n, V, 3] and `start_latent` [C] are float32; `faces` [F, 3] int32, F = 0
-    where the model has no mesh; `colors` [V, 3] uint8 or None.
+    where the model has no mesh; `colors` [V, 3] uint8 or None. `landmarks` maps those of
+    `streamtalk.manifest.LANDMARKS` that the face names to int32 vertex numbers.
     """
 
     names: tuple[str, ...]
@@ -35,6 +36,7 @@ class Identity:
     start_latent: Float32
     faces: npt.NDArray[np.int32]
     colors: npt.NDArray[np.uint8] | None
+    landmarks: Mapping[str, npt.NDArray[np.int32]] = field(default_factory=dict)
 
     def blend(self, speaker: Speaker) -> tuple[Float32, Float32]:
         """Style [E] and template [V, 3] of a name, an index, or `{name or index: weight}`. None is speaker 0.
@@ -100,7 +102,19 @@ def read_identity(directory: Path, manifest: Manifest) -> Identity:
         colors=_frozen(_checked(arrays["colors"], "colors", (n_vertices, 3), path).astype(np.uint8))
         if has_colors
         else None,
+        landmarks={
+            name: _vertex_numbers(arrays[name], name, n_vertices, path)
+            for name in LANDMARKS
+            if name in arrays
+        },
     )
+
+
+def _vertex_numbers(array: npt.NDArray[Any], name: str, n_vertices: int, path: Path) -> npt.NDArray[np.int32]:
+    inside = array.dtype.kind in "iu" and (array.size == 0 or 0 <= array.min() <= array.max() < n_vertices)
+    if not inside:
+        raise ModelError(f"{path}: `{name}` must be numbers of the {n_vertices} vertices. Export again.")
+    return _frozen(array.astype(np.int32))
 
 
 def _array(arrays: dict[str, Any], name: str, path: Path) -> npt.NDArray[Any]:

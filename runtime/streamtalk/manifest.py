@@ -17,6 +17,10 @@ from streamtalk.errors import ModelError
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
 
+LANDMARKS = ("lip_pairs", "mouth_corners", "lids")
+"""Arrays of vertex numbers in the identity file, each where the face names it: inner upper and lower lip [n, 2],
+left and right corner [2], left and right eye's upper and lower margin [2, 2]."""
+
 FRAME = "frame"
 AUDIO_ENCODER = "audio_encoder"
 
@@ -51,6 +55,13 @@ class Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     compute_capability: str
     graph_sha256: str
     flags: tuple[str, ...] = ()
+
+
+class Asset(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """One more file of the directory."""
+
+    file: str
+    sha256: str
 
 
 class Parity(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -96,6 +107,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     metres_per_unit: float
     identity: str
     identity_sha256: str
+    blendshapes: Asset | None = None
     graphs: dict[str, Graph]
     engines: tuple[Engine, ...] = ()
     parity: tuple[Parity, ...] = ()

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtalk.backends import Lane, LaneState
+from streamtalk.blendshapes import WeightSolver
 from streamtalk.clock import Clock
 from streamtalk.errors import StreamError
 from streamtalk.latency import Latency, LatencyHistogram
@@ -29,13 +30,17 @@ class Noise(Protocol):
 
 @dataclass(frozen=True)
 class Frame:
-    """One animation frame. `vertices` [V, 3] float32, in the model's units, is a read-only view of a buffer
-    that the stream's next frame overwrites: copy to keep. `time_s` is `index / fps`.
+    """One animation frame. `vertices` [V, 3] float32, in the model's units, and `blendshapes` [52] float32 are
+    read-only views of buffers that the stream's next frame overwrites: copy to keep. `time_s` is `index / fps`.
+
+    `blendshapes` are ARKit weights in [0, 1], named by `Talker.blendshape_names`; None where the model's face
+    has no shapes. They add up to the vertices within the error that the parity certificate states.
     """
 
     index: int
     time_s: float
     vertices: Float32
+    blendshapes: Float32 | None = None
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,18 @@ class Stream:
     Everything is allocated at open; a frame costs the same after a second and after a year.
     """
 
-    def __init__(self, clock: Clock, lane: Lane, noise: Noise, template: Float32) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        lane: Lane,
+        noise: Noise,
+        template: Float32,
+        weights: WeightSolver | None = None,
+    ) -> None:
         self._clock = clock
         self._lane = lane
         self._noise = noise
+        self._weights = weights
         self._latency = LatencyHistogram()
         self._state = self._fresh_state()
         self._generation = 0
@@ -210,10 +223,11 @@ class Stream:
         self._noise(index, self._lane.noise)
         self._lane.frame(index)
         vertices = self._lane.vertices()
+        blendshapes = self._weights(vertices) if self._weights else None
         # Last, and alone: a frame that was interrupted before this line is simply computed again.
         state.frame = index + 1
         self._latency.add((perf_counter() - began) * 1e3)
-        return Frame(index, index / self._clock.fps, vertices)
+        return Frame(index, index / self._clock.fps, vertices, blendshapes)
 
     def _encode(self, first_frame: int) -> None:
         clock, state = self._clock, self._state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtalk.backends import AUTO, Choice, Options, choose
+from streamtalk.blendshapes import Blendshapes, WeightSolver, read_blendshapes
 from streamtalk.clock import Clock
 from streamtalk.errors import UsageError
 from streamtalk.identity import Identity, Speaker, read_identity
@@ -26,6 +28,7 @@ class Talker:
     manifest: Manifest
     identity: Identity
     choice: Choice
+    blendshapes: Blendshapes | None = None
 
     @classmethod
     def load(cls, directory: str | Path, backend: str = AUTO, *, threads: int | None = None) -> Talker:
@@ -40,7 +43,10 @@ class Talker:
         directory = Path(directory)
         manifest = read_manifest(directory)
         identity = read_identity(directory, manifest)
-        return cls(manifest, identity, choose(backend, directory, manifest, identity, Options(threads)))
+        shapes = read_blendshapes(directory, manifest)
+        return cls(
+            manifest, identity, choose(backend, directory, manifest, identity, Options(threads)), shapes
+        )
 
     @property
     def backend(self) -> str:
@@ -77,6 +83,18 @@ class Talker:
         """Colours of the vertices [V, 3], or None."""
         return self.identity.colors
 
+    @property
+    def landmarks(self) -> Mapping[str, npt.NDArray[np.int32]]:
+        """Vertex numbers by name: `lip_pairs` [n, 2] (inner upper and lower), `mouth_corners` [2], `lids`
+        [2, 2]; empty where the face names none.
+        """
+        return self.identity.landmarks
+
+    @property
+    def blendshape_names(self) -> tuple[str, ...]:
+        """Names of `Frame.blendshapes`, ARKit's 52 in Apple's order; empty where the face has no shapes."""
+        return self.blendshapes.names if self.blendshapes else ()
+
     def open(
         self,
         speaker: Speaker = None,
@@ -100,7 +118,8 @@ class Talker:
             face = _template(template, m.n_vertices)
         source = SeededNoise(seed, m.latent_width) if noise is None else GivenNoise(noise, m.latent_width)
         lane = self.choice.backend.lane(style, face, self.identity.start_latent)
-        return Stream(self._clock, lane, source, face)
+        weights = WeightSolver(self.blendshapes, face) if self.blendshapes else None
+        return Stream(self._clock, lane, source, face, weights)
 
     @property
     def _clock(self) -> Clock:

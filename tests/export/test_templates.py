@@ -32,9 +32,10 @@ def test_arrays_archives_and_meshes(tmp_path: Path) -> None:
     assert two.names == ("a", "b")
     assert np.array_equal(two.vertices[1], FACE + 1)
     assert np.array_equal(read_templates(tmp_path / "m.obj", V, 2, ()).vertices, FACE[None])
-    faces, colors = read_faces(tmp_path / "m.obj", V)
-    assert faces.tolist() == [[0, 1, 2], [2, 3, 4]]
-    assert colors.shape == (0, 3)
+    mesh = read_faces(tmp_path / "m.obj", V)
+    assert mesh.faces.tolist() == [[0, 1, 2], [2, 3, 4]]
+    assert mesh.colors.shape == (0, 3)
+    assert (mesh.landmarks, mesh.shapes) == ({}, None)
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 5])

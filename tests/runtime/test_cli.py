@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from streamtalk import Talker, cli
+from streamtalk import Frame, Talker, cli
 from streamtalk.audio import devices
 from streamtalk.cli import main, run_mic
 from tests.runtime.audio.test_microphone import FakePortAudio
-from tests.runtime.toy import speech
+from tests.runtime.toy import LANDMARKS, SHAPES, speech
 
 Array = npt.NDArray[Any]
 ROOT = Path(__file__).parents[2]
@@ -64,11 +64,25 @@ def test_frames_are_those_of_the_api(engine: Path, talker: Talker, clip: Path, t
     assert run_mic([*arguments, "--seed", "7", "--speaker", "ada=.7,bo=.3"]) == 0
     pcm = (0.5 * speech(SECOND) * 32767).astype("<i2") / np.float32(32768)
     with talker.open({"ada": 0.7, "bo": 0.3}, seed=7) as stream:
-        frames = [frame.vertices.copy() for frame in stream.push(pcm)]
-        frames += [frame.vertices.copy() for frame in stream.flush()]
+        made = [frame_arrays(frame) for frame in stream.push(pcm)]
+        made += [frame_arrays(frame) for frame in stream.flush()]
+    frames, weights = map(np.array, zip(*made, strict=True))
     with np.load(out) as data:
-        np.testing.assert_array_equal(data["vertices"], np.array(frames))
+        assert sorted(data.files) == sorted(
+            ["vertices", "time_s", "fps", "faces", "template", "blendshapes", "blendshape_names", *LANDMARKS]
+        )
+        np.testing.assert_array_equal(data["vertices"], frames)
         np.testing.assert_array_equal(data["faces"], talker.faces)
+        np.testing.assert_array_equal(data["template"], stream.template)
+        np.testing.assert_array_equal(data["blendshapes"], weights, strict=True)
+        assert tuple(data["blendshape_names"]) == talker.blendshape_names == SHAPES
+        for name, vertices in LANDMARKS.items():
+            np.testing.assert_array_equal(data[name], vertices, strict=True)
+
+
+def frame_arrays(frame: Frame) -> tuple[Array, Array]:
+    assert frame.blendshapes is not None
+    return frame.vertices.copy(), frame.blendshapes.copy()
 
 
 def test_json_is_one_object_and_the_status_one_line(

@@ -18,11 +18,26 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from streamtalk.backends.contract import expected
-from streamtalk.manifest import AUDIO_ENCODER, FILE_NAME, FRAME, SCHEMA_VERSION, Graph, Manifest, sha256_of
+from streamtalk.manifest import (
+    AUDIO_ENCODER,
+    FILE_NAME,
+    FRAME,
+    SCHEMA_VERSION,
+    Asset,
+    Graph,
+    Manifest,
+    sha256_of,
+)
 
 Array = npt.NDArray[Any]
 TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
 SPEAKERS = ("ada", "bo", "cy")
+SHAPES = ("jawOpen", "mouthClose", "tongueOut")
+LANDMARKS: dict[str, Array] = {
+    "lip_pairs": np.array([[0, 1]], np.int32),
+    "mouth_corners": np.array([2, 3], np.int32),
+    "lids": np.array([[0, 1], [2, 3]], np.int32),
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,7 @@ class Toy:
     period: int = 7
     n_vertices: int = 4
     faces: bool = True
+    shapes: bool = True
     seed: int = 0
 
     @property
@@ -112,7 +128,15 @@ class Toy:
             "templates": rng.standard_normal((n, V, 3)).astype(np.float32),
             "faces": np.array([[0, 1, 2], [0, 2, 3]] if self.faces else np.zeros((0, 3)), np.int32),
             "colors": np.full((V, 3), 200, np.uint8) if self.faces else np.zeros((0, 3), np.uint8),
+            **(LANDMARKS if self.faces else {}),
         }
+
+    @property
+    def blendshapes(self) -> dict[str, Array]:
+        """The arrays of `blendshapes.npz`; the second of three shapes is one that the model cannot make."""
+        solver = 4 * np.random.default_rng(self.seed + 2).standard_normal((3, 6)).astype(np.float32)
+        solver[1] = 0
+        return {"names": np.array(SHAPES), "vertices": np.array([0, 2], np.int32), "solver": solver}
 
     def write(self, directory: Path) -> Path:
         """Write graphs (the frame's weights as external data), identity and manifest to `directory`."""
@@ -139,6 +163,12 @@ class Toy:
         arrays: dict[str, Any] = self.identity
         np.savez(identity, **arrays)
         m = msgspec.structs.replace(m, graphs=graphs, identity_sha256=sha256_of(identity))
+        if self.shapes:
+            shapes = directory / "blendshapes.npz"
+            arrays = dict(self.blendshapes)
+            np.savez(shapes, **arrays)
+            asset = Asset(file=shapes.name, sha256=sha256_of(shapes))
+            m = msgspec.structs.replace(m, blendshapes=asset)
         (directory / FILE_NAME).write_bytes(msgspec.json.encode(m))
         return directory
 

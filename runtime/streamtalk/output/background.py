@@ -60,7 +60,8 @@ class Background:
         """Pass a copy of a frame on; waits if the backlog is full."""
         if self._news.poll():
             self._hear()
-        self._put(replace(frame, vertices=frame.vertices.copy()))
+        weights = None if frame.blendshapes is None else frame.blendshapes.copy()
+        self._put(replace(frame, vertices=frame.vertices.copy(), blendshapes=weights))
 
     def close(self) -> None:
         """Wait for what is under way, then close. Closing twice is fine."""

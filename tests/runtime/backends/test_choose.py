@@ -154,6 +154,8 @@ def test_an_input_that_this_version_does_not_know(copy: Path) -> None:
         ("speaker_names", np.array(["a", "a", "b"]), "distinct"),
         ("faces", np.array([[0, 1, 4]]), "outside the 4 vertices"),
         ("colors", np.zeros((2, 3), np.uint8), "shape"),
+        ("lip_pairs", np.array([[0, 4]]), "numbers of the 4 vertices"),
+        ("lids", np.array([[0.5, 1]]), "numbers of the 4 vertices"),
     ],
 )
 def test_an_identity_must_fit(copy: Path, toy: Toy, name: str, value: Any, message: str) -> None:

@@ -29,6 +29,8 @@ class Diary:
         self._note(f"audio {samples[0]:.0f}")
 
     def frame(self, frame: Frame) -> None:
+        assert frame.blendshapes is not None
+        assert frame.blendshapes[0] == frame.vertices[0, 0]
         self._note(f"frame {frame.index} {frame.vertices[0, 0]:.0f}")
 
     def close(self) -> None:
@@ -48,7 +50,7 @@ def play(background: Background) -> None:
     for i in range(4):
         buffer[:] = i  # reused, as a stream's is
         background.audio(buffer[0])
-        background.frame(Frame(i, i / 30, buffer))
+        background.frame(Frame(i, i / 30, buffer, buffer[0]))
         buffer[:] = 99
 
 

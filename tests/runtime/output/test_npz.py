@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from streamtalk import Frame, OutputError
+from streamtalk import Frame, OutputError, UsageError
 from streamtalk.output.npz import NpzOutput
 
-FACES = np.array([[0, 1, 2]], np.int32)
+FACES = {"faces": np.array([[0, 1, 2]], np.int32)}
+NAMES = ("jawOpen", "tongueOut")
+ONE_FRAME_BYTES = 12_000
 
 
 def frames(n: int, n_vertices: int = 5) -> npt.NDArray[np.float32]:
@@ -40,10 +43,47 @@ def test_numpy_reads_what_was_written(tmp_path: Path, n: int) -> None:
         assert data["vertices"].dtype == np.float32
         np.testing.assert_array_equal(data["vertices"], vertices)
         np.testing.assert_array_equal(data["time_s"], np.arange(n) / 30)
-        np.testing.assert_array_equal(data["faces"], FACES)
+        np.testing.assert_array_equal(data["faces"], FACES["faces"])
         assert data["fps"] == 30
     assert zipfile.ZipFile(path).testzip() is None
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("n", [1, 12345, 200_000])  # the last more than one block of weights
+def test_blendshapes_lie_beside_the_vertices(tmp_path: Path, n: int) -> None:
+    path, vertices = tmp_path / "x.npz", frames(n, 1)
+    output = NpzOutput(path, 1, 30, FACES, NAMES)
+    for i, frame in enumerate(vertices):
+        output.frame(Frame(i, i / 30, frame, frame[0, :2]))
+    assert len(list(tmp_path.iterdir())) == 1  # the spool has no name, so that no crash leaves it behind
+    output.close()
+    with np.load(path, allow_pickle=False) as data:
+        np.testing.assert_array_equal(data["vertices"], vertices)
+        np.testing.assert_array_equal(data["blendshapes"], vertices[:, 0, :2], strict=True)
+        assert data["blendshape_names"].tolist() == list(NAMES)
+    assert zipfile.ZipFile(path).testzip() is None
+
+
+def test_memory_stays_flat(tmp_path: Path) -> None:
+    output = NpzOutput(tmp_path / "x.npz", 1000, 30, FACES, NAMES)
+    frame = Frame(0, 0.0, frames(1, 1000)[0], np.zeros(2, np.float32))
+    output.frame(frame)
+    tracemalloc.start()
+    try:
+        for _ in range(2000):
+            output.frame(frame)
+        assert tracemalloc.get_traced_memory()[1] < ONE_FRAME_BYTES
+    finally:
+        tracemalloc.stop()
+    output.close()
+
+
+def test_a_frame_must_have_the_blendshapes_that_were_announced(tmp_path: Path) -> None:
+    output = NpzOutput(tmp_path / "x.npz", 5, 30, FACES, NAMES)
+    with pytest.raises(UsageError, match="expected 2 blendshapes a frame; got None"):
+        output.frame(Frame(0, 0.0, frames(1)[0]))
+    output.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -91,10 +131,12 @@ from streamtalk.output.npz import NpzOutput
 limit, n_vertices = int(sys.argv[2]), int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # a file may not grow beyond: a disk that is full
 written, said = 0, []
-output = NpzOutput(Path(sys.argv[1]), n_vertices, 30, np.zeros((100, 3), np.int32))
+still, names = {"faces": np.zeros((100, 3), np.int32)}, [f"shape{i}" for i in range(52)]
+output = NpzOutput(Path(sys.argv[1]), n_vertices, 30, still, names)
 try:
     while True:
-        output.frame(Frame(written, written / 30, np.full((n_vertices, 3), written, np.float32)))
+        vertices, weights = np.full((n_vertices, 3), written, np.float32), np.full(52, written, np.float32)
+        output.frame(Frame(written, written / 30, vertices, weights))
         written += 1
 except OutputError as error:
     said.append(str(error))
@@ -119,10 +161,13 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path, limit: int, n_vertic
     result = json.loads(done.stdout)
     assert len(result["said"]) == 1
     assert "cannot be written" in result["said"][0]
-    vertices = np.load(path)["vertices"]
-    index_frames = -(-(4096 + 1200 + 8 * result["written"]) // (n_vertices * 12))
+    with np.load(path) as data:
+        vertices, weights = data["vertices"], data["blendshapes"]
+    index_bytes = 4096 + 1200 + 52 * 4 * len("shape10") + (8 + 52 * 4) * result["written"]
+    index_frames = -(-index_bytes // (n_vertices * 12))
     assert result["written"] - index_frames <= len(vertices) <= result["written"]
     np.testing.assert_array_equal(vertices[:, 0, 0], np.arange(len(vertices)))
+    np.testing.assert_array_equal(weights[:, 51], np.arange(len(vertices)))
     assert list(tmp_path.iterdir()) == [path]
 
 
