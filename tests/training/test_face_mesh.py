@@ -13,8 +13,8 @@ from streamtalk_training.face_mesh import (
     cut,
     edge_loop,
     fit_sphere,
-    follow,
     project_along_z,
+    project_from,
     rigid_fit,
     smoothstep,
     triangulate,
@@ -135,6 +135,19 @@ def test_projection_hits_the_foremost_surface() -> None:
         project_along_z(np.array([[2.0, 2.0]]), both, doubled)
 
 
+def test_rays_meet_the_nearest_surface() -> None:
+    points, quads = sheet(2, 2)
+    faces = triangulate(quads)
+    both = np.concatenate([points + np.array([0, 0, 2]), points + np.array([0, 0, 5])])
+    origin = np.array([0.3, 0.4, 0.0])
+    corners, shares = project_from(
+        origin, np.array([[0.0, 0.0, 1.0]]), both, np.concatenate([faces + 4, faces])
+    )
+    np.testing.assert_allclose((shares[..., None] * both[corners]).sum(1), [[0.3, 0.4, 2.0]], atol=EXACT)
+    with pytest.raises(ValueError, match="no surface"):
+        project_from(origin, np.array([[0.0, 0.0, -1.0]]), both, faces)
+
+
 def test_rigid_fit_finds_a_turn_and_not_a_mirror() -> None:
     rng = np.random.default_rng(0)
     points = rng.normal(size=(9, 3))
@@ -145,11 +158,6 @@ def test_rigid_fit_finds_a_turn_and_not_a_mirror() -> None:
     np.testing.assert_allclose(translation, (1, 2, 3), atol=EXACT)
     mirrored, _ = rigid_fit(points, points * (-1, 1, 1))
     assert np.linalg.det(mirrored) == pytest.approx(1.0)
-
-
-def test_follow_moves_and_scales() -> None:
-    cloud = np.array([[0.0, 0, 0], [2, 0, 0], [0, 2, 0]])
-    np.testing.assert_allclose(follow(cloud[:1], cloud, 3 * cloud + 1), [[1, 1, 1]], atol=EXACT)
 
 
 def test_normals_point_out_and_hollows_are_positive() -> None:

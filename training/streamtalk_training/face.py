@@ -43,7 +43,7 @@ LICENCE = "CC0-1.0"
 PROVENANCE = (
     "MakeHuman base mesh and MPFB2 targets (CC0), Face Units asset pack by Mika Suominen (CC0), "
     f"read from the data of PyPI {PACKAGE} (wheel sha256 {WHEEL_SHA256}), mended by streamtalk_training.face; "
-    "eyes, teeth and brows made by that script (CC0)."
+    "eyes, teeth, brows and hair made by that script (CC0)."
 )
 STEP_M = 2.0**-17  # positions are kept to 8 um: far below what shows, and zeros at the end compress
 
@@ -58,8 +58,9 @@ class Face:
 
     vertices: NDArray[np.float32]  # [V, 3] the first identity at rest
     faces: NDArray[np.int32]  # [F, 3] counter-clockwise seen from outside
-    colors: NDArray[np.uint8]  # [V, 3] sRGB
+    colors: NDArray[np.uint8]  # [V, 3] sRGB, the first identity's
     templates: NDArray[np.float32]  # [n, V, 3]
+    identity_colors: NDArray[np.uint8]  # [n, V, 3] sRGB
     speaker_names: NDArray[np.str_]  # [n]
     blendshapes: NDArray[np.float16]  # [52, V, 3] deltas at weight 1
     blendshape_names: NDArray[np.str_]  # [52] ARKit's names in Apple's order
@@ -73,14 +74,17 @@ class Face:
 
 
 def load_face(path: Path | str) -> Face:
-    """Read a face asset.
+    """Read a face asset. Where it holds one set of colours, all identities wear it.
 
     Raises:
         FaceFileError: the file is no npz, or lacks one of `Face`'s arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return Face(**{field.name: arrays[field.name] for field in fields(Face)})
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = dict(archive)
+        if "identity_colors" not in arrays and {"colors", "templates"} <= arrays.keys():
+            arrays["identity_colors"] = np.repeat(arrays["colors"][None], len(arrays["templates"]), axis=0)
+        return Face(**{field.name: arrays[field.name] for field in fields(Face)})
     except (KeyError, ValueError, zipfile.BadZipFile) as error:
         raise FaceFileError(
             f"{path} is no face asset ({error}); "
@@ -106,15 +110,18 @@ def build_face(cache: Path) -> Face:
     Raises:
         FaceSourceError: the wheel cannot be had or is another one.
     """
-    from streamtalk_training.face_build import IDENTITIES, build_head
+    from streamtalk_training.face_build import build_head
+    from streamtalk_training.face_identities import IDENTITIES
 
     head = build_head(read_source(fetch_wheel(cache)), ARKIT_NAMES)
     templates = (np.round(head.templates / STEP_M) * STEP_M).astype(np.float32)
+    colors = np.clip(np.round(head.colors), 0, 255).astype(np.uint8)
     return Face(
         vertices=templates[0],
         faces=head.faces.astype(np.int32),
-        colors=np.clip(np.round(head.colors), 0, 255).astype(np.uint8),
+        colors=colors[0],
         templates=templates,
+        identity_colors=colors,
         speaker_names=np.array(list(IDENTITIES)),
         blendshapes=(np.round(head.deltas / STEP_M) * STEP_M).astype(np.float16),
         blendshape_names=np.array(ARKIT_NAMES),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import cKDTree
 
-from streamtalk_training.face_mesh import Floats, Ints, edge_loop
+from streamtalk_training.face_mesh import Floats, Ints, edge_loop, smoothstep
 from streamtalk_training.face_source import Source
 
 Rings = dict[
@@ -38,6 +38,10 @@ LID_RINGS = {0: 6784, 1: 11466, 2: 6786, 3: 6788, -1: 13353}
 LID_FALLOFF = {0: 1.0, 1: 0.95, 2: 0.85, 3: 0.5, -1: 0.95}
 LID_UPPER = (25, 26, 27, 0, 1, 2, 3, 4)
 LID_MIDDLE = 1
+
+LOBE = np.array([0.72, 6.95, 0.55])  # where the left ear lobe meets the jaw
+LOBE_REACH = 0.22
+LOBE_PASSES = 6
 
 
 def mouth_rings(source: Source) -> Rings:
@@ -127,6 +131,41 @@ def close_lids(points: Floats, delta: Floats, lids: Rings) -> Floats:
     for ring, loop in lids.items():
         mended[loop] += LID_FALLOFF[ring] * move
     return mended
+
+
+def match_lids(templates: Floats, lids: dict[str, Rings]) -> Floats:
+    """Identities [n, N, 3] whose lids stand as far apart as the first one's, since all share one blink."""
+    matched = templates.copy()
+    upper = np.array(LID_UPPER)
+    lower = (15 - upper) % 28
+    for rings in lids.values():
+        margin = np.array(rings[0])
+        apart = templates[:, margin[upper]] - templates[:, margin[lower]]
+        move = np.zeros((len(templates), 28, 3))
+        move[:, upper] = (apart[:1] - apart) / 2
+        move[:, lower] = -move[:, upper]
+        for ring, loop in rings.items():
+            matched[:, loop] += LID_FALLOFF[ring] * move
+    return matched
+
+
+def round_lobes(points: Floats, quads: Ints) -> Floats:
+    """Round off the ear lobes of `points` [N, 3], which as made end in a step over the jaw."""
+    near = np.linalg.norm(np.abs(points) - LOBE, axis=1) < LOBE_REACH
+    near &= np.isin(np.arange(len(points)), quads)
+    edges = np.concatenate([quads[:, [k, (k + 1) % 4]] for k in range(4)])
+    edges = edges[near[edges].any(1)]
+    count = np.zeros(len(points))
+    for side in (0, 1):
+        np.add.at(count, edges[:, side], 1)
+    fade = smoothstep(np.linalg.norm(np.abs(points) - LOBE, axis=1), LOBE_REACH, 0.5 * LOBE_REACH)[near, None]
+    rounded = points.copy()
+    for _ in range(LOBE_PASSES):
+        total = np.zeros_like(points)
+        np.add.at(total, edges[:, 0], rounded[edges[:, 1]])
+        np.add.at(total, edges[:, 1], rounded[edges[:, 0]])
+        rounded[near] += 0.5 * fade * (total[near] / count[near, None] - rounded[near])
+    return rounded
 
 
 def steps_inwards(quads: Ints, border: list[int], first: list[int]) -> dict[int, int]:

@@ -130,6 +130,32 @@ def project_along_z(xy: Floats, points: Floats, faces: Ints) -> tuple[Ints, Floa
     return np.array(corners), np.array(weights)
 
 
+def project_from(origin: Floats, directions: Floats, points: Floats, faces: Ints) -> tuple[Ints, Floats]:
+    """Where rays from `origin` [3] along `directions` [P, 3] first meet the mesh: corners and weights, both [P, 3].
+
+    Moeller and Trumbore, "Fast, minimum storage ray/triangle intersection", J. Graphics Tools 2(1) (1997).
+
+    Raises:
+        ValueError: a ray misses the mesh.
+    """
+    a, b, c = (points[faces[:, k]] for k in range(3))
+    first, second, back = b - a, c - a, origin - a
+    turned = np.cross(back, first)
+    corners, weights = [], []
+    for direction in directions:
+        across = np.cross(direction, second)
+        scale = (first * across).sum(1)
+        safe = np.where(np.abs(scale) > 1e-12, scale, np.inf)
+        u, v, t = (back * across).sum(1) / safe, turned @ direction / safe, (second * turned).sum(1) / safe
+        hit = (np.abs(scale) > 1e-12) & (u >= -1e-9) & (v >= -1e-9) & (u + v <= 1 + 1e-9) & (t > 1e-9)
+        if not hit.any():
+            raise ValueError(f"no surface along {direction} from {origin}")
+        nearest = int(np.argmin(np.where(hit, t, np.inf)))
+        corners.append(faces[nearest])
+        weights.append([1 - u[nearest] - v[nearest], u[nearest], v[nearest]])
+    return np.array(corners), np.array(weights)
+
+
 def _cross(u: Floats, v: Floats) -> Floats:
     return np.asarray(u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0])
 
@@ -153,13 +179,6 @@ def fit_sphere(points: Floats) -> tuple[Floats, float]:
     solution = np.linalg.lstsq(system, (points**2).sum(1), rcond=None)[0]
     centre = solution[:3]
     return centre, float(np.sqrt(solution[3] + centre @ centre))
-
-
-def follow(points: Floats, origin: Floats, target: Floats) -> Floats:
-    """Move and scale `points` as the cloud `origin` [P, 3] moved and grew into `target` (no rotation)."""
-    before, after = origin.mean(0), target.mean(0)
-    scale = np.sqrt(((target - after) ** 2).sum() / ((origin - before) ** 2).sum())
-    return after + scale * (points - before)
 
 
 def smoothstep(x: Floats, low: float, high: float) -> Floats:

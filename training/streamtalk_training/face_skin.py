@@ -8,6 +8,8 @@ import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
 from streamtalk_training import face_parts as parts
+from streamtalk_training.face_hair import hair_height
+from streamtalk_training.face_identities import Palette
 from streamtalk_training.face_mends import LID_UPPER, Rings, steps_inwards
 from streamtalk_training.face_mesh import (
     Floats,
@@ -21,17 +23,13 @@ from streamtalk_training.face_mesh import (
 )
 from streamtalk_training.face_source import Source
 
-SKIN = (214, 164, 138)
-BLUSH = (205, 138, 118)
-LIP = (184, 104, 97)
-INNER_LIP = (120, 50, 52)
-MOUTH = (44, 14, 16)
-THROAT = (18, 6, 8)
-HAIR = (58, 43, 35)
-BROW = (74, 55, 45)
-LID_LINE = (70, 46, 38)
-NOSTRIL = (96, 52, 44)
-NECK_BASE = (120, 88, 74)
+INNER_LIP = (112, 44, 46)
+MOUTH = (40, 12, 14)
+THROAT = (14, 5, 6)
+LID_LINE = (58, 38, 32)
+SHADE_IN_NOSTRIL = 0.42
+NECK_BASE_SHADE = 0.55
+SCALP = (0.02, 0.14)  # heights over the hairline between which the skin turns to the colour of hair
 
 VERMILION = {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0, 5: 0.9, 6: 0.25, -1: 1.0, -2: 0.7}
 
@@ -44,23 +42,25 @@ class Skin:
     faces: Ints  # [F, 3]
     lift: Floats  # [V] off the surface, along the normal
     origin: Ints  # [V] the source vertex that this is, -1 where it is a mixture or a double
-    hair: Ints
     brows: Ints  # left, then right, row by row
     cap: Ints
+    rim: Ints  # round the neck's end, the cap's rim too
 
     def shaped(self, points: Floats, body: Ints) -> Floats:
-        """The skin [V, 3] of an identity given as the whole body [N, 3]."""
+        """The skin [V, 3] of an identity given as the whole body [N, 3], ended by a plane."""
         normals = self.weights @ vertex_normals(points, body)
         normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
-        return np.asarray(self.weights @ points + self.lift[:, None] * normals)
+        shaped = np.asarray(self.weights @ points + self.lift[:, None] * normals)
+        shaped[self.cap, 1] -= neck_height(shaped[self.cap])
+        shaped[self.rim, 1] -= neck_height(shaped[self.rim])
+        return shaped
 
-    def painted(self, body: Floats) -> Floats:
-        """Colours [V, 3] of the skin with hair, brows and the neck's end over those of the body [N, 3]."""
+    def painted(self, body: Floats, palette: Palette) -> Floats:
+        """Colours [V, 3] of the skin with brows and the neck's end over those of the body [N, 3]."""
         colors = np.asarray(self.weights @ body)
-        colors[self.hair] = HAIR
         strength = np.tile(parts.brow_strength().ravel(), 2)[:, None]
-        colors[self.brows] += strength * (np.array(BROW) - colors[self.brows])
-        colors[self.cap] = NECK_BASE
+        colors[self.brows] += strength * (np.array(palette.brow) - colors[self.brows])
+        colors[self.cap] = NECK_BASE_SHADE * np.array(palette.skin)
         return colors
 
 
@@ -69,21 +69,8 @@ def neck_height(points: Floats) -> Floats:
     return np.asarray(points[:, 1] + 0.30 * (points[:, 2] - 0.40) - 5.93)
 
 
-HAIRLINE = np.array(  # degrees round from the face, height
-    [(0, 8.00), (20, 7.98), (35, 7.91), (48, 7.79), (58, 7.68), (66, 7.58), (71, 7.52), (74, 7.39),
-     (78, 7.35), (81, 7.43), (87, 7.46), (98, 7.46), (104, 7.38), (112, 7.12), (122, 6.94), (140, 6.86),
-     (180, 6.82)]
-)  # fmt: skip
-
-
-def hair_height(points: Floats) -> Floats:
-    """Height [V] over the hairline of the neutral head."""
-    angle = np.degrees(np.arctan2(np.abs(points[:, 0]), points[:, 2] - 0.40))
-    return np.asarray(points[:, 1] - np.interp(angle, HAIRLINE[:, 0], HAIRLINE[:, 1]))
-
-
 def cut_skin(source: Source, points: Floats, hidden: list[int]) -> Skin:
-    """Cut the body to a head at the neck, close it, cut it again along the hairline, lay brows on it.
+    """Cut the body to a head at the neck, close it, lay brows on it.
 
     Faces at `hidden` vertices (behind the eyeballs) are left out.
     """
@@ -103,32 +90,19 @@ def cut_skin(source: Source, points: Floats, hidden: list[int]) -> Skin:
     cap_faces = np.stack([rim, np.roll(rim, -1), np.full(len(ring), centre)], axis=1)
     cap = np.append(rim, centre)
 
-    at = weights @ points
-    grown = hair_height(at)
-    hairline = cut(neck.above, grown)
-    fresh = weights.shape[0] + np.arange(len(hairline.edges))
-    rows = _mixed_rows(weights, hairline.edges, hairline.t)
-    weights = vstack([weights, rows, rows]).tocsr()
-    double = np.arange(weights.shape[0])
-    double[fresh] += len(fresh)
-    scalp = double[hairline.above]
     lift = np.zeros(weights.shape[0])
-    lift[: len(grown)] = np.where(grown > 0, 0.012 + 0.075 * smoothstep(grown, 0.0, 0.45), 0.0)
-    hair = np.unique(scalp)
-    lift[np.setdiff1d(np.arange(len(lift)), hair)] = 0.0
-
-    bare = np.concatenate([hairline.below, cap_faces])
+    bare = np.concatenate([neck.above, cap_faces])
     brow_faces = []
     at = weights @ points
     for side in (1.0, -1.0):
         xy, card = parts.brow_card(side)
-        corners, shares = project_along_z(xy, at, hairline.below)
+        corners, shares = project_along_z(xy, at, neck.above)
         brow_faces.append(card + weights.shape[0])
         count = np.repeat(np.arange(len(xy)), 3)
         mix = csr_matrix((shares.ravel(), (count, corners.ravel())), shape=(len(xy), weights.shape[0]))
         weights = vstack([weights, mix @ weights]).tocsr()
         lift = np.append(lift, np.repeat(parts.BROW_LIFT, len(xy) // len(parts.BROW_LIFT)))
-    everything = np.concatenate([bare, scalp, *brow_faces])
+    everything = np.concatenate([bare, *brow_faces])
     used, compact = np.unique(everything, return_inverse=True)
     origin = np.where(used < len(points), used, -1)
     return Skin(
@@ -136,9 +110,9 @@ def cut_skin(source: Source, points: Floats, hidden: list[int]) -> Skin:
         faces=compact.reshape(-1, 3),
         lift=lift[used],
         origin=origin,
-        hair=np.flatnonzero(np.isin(used, hair)),
         brows=np.flatnonzero(np.isin(used, brow_faces)),
         cap=np.flatnonzero(np.isin(used, cap)),
+        rim=np.flatnonzero(np.isin(used, ring)),
     )
 
 
@@ -153,10 +127,10 @@ def _mixed_rows(weights: csr_matrix, edges: Ints, t: Floats) -> csr_matrix:
     return csr_matrix((shares, (every, edges.ravel())), shape=(len(edges), weights.shape[0])) @ weights
 
 
-def skin_colors(source: Source, points: Floats, mouth: Rings, lids: list[Rings]) -> Floats:
+def skin_colors(source: Source, points: Floats, mouth: Rings, lids: list[Rings], palette: Palette) -> Floats:
     """Colours [N, 3] of the body's vertices: skin, blush, lips, the dark of the mouth, lines of the lids."""
     body = source.quads["body"]
-    colors = np.tile(np.array(SKIN, float), (len(points), 1))
+    colors = np.tile(np.array(palette.skin, float), (len(points), 1))
     for centre, radius, strength in (
         ((0.42, 6.98, 1.25), 0.26, 0.55),
         ((-0.42, 6.98, 1.25), 0.26, 0.55),
@@ -165,12 +139,14 @@ def skin_colors(source: Source, points: Floats, mouth: Rings, lids: list[Rings])
         ((-0.72, 7.25, 0.50), 0.28, 0.6),
     ):
         near = np.exp(-(((points - centre) / radius) ** 2).sum(1))[:, None] * strength
-        colors += near * (np.array(BLUSH) - colors)
-    colors *= 1 - 0.8 * smoothstep(hollowness(points, body), 0.12, 0.6)[:, None]  # light that does not get in
-    colors[nostrils(points, body)] = NOSTRIL
+        colors += near * (np.array(palette.blush) - colors)
+    colors *= 1 - 0.6 * smoothstep(hollowness(points, body), 0.16, 0.7)[:, None]  # light that does not get in
+    colors[nostrils(points, body)] = SHADE_IN_NOSTRIL * np.array(palette.skin)
+    shadow = 0.9 * smoothstep(hair_height(points), *SCALP)[:, None]
+    colors += shadow * (np.array(palette.hair) - colors)
     for ring, strength in VERMILION.items():
         if ring >= 0:
-            colors[mouth[ring]] += strength * (np.array(LIP) - colors[mouth[ring]])
+            colors[mouth[ring]] += strength * (np.array(palette.lip) - colors[mouth[ring]])
     inside = steps_inwards(body, mouth[0], mouth[-1])
     for vertex, step in inside.items():
         if step == 0:
