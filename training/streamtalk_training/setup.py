@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +28,7 @@ UPPER_SHAPES = (
     *("eyeBlinkLeft", "eyeBlinkRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight"),
     *("browDownLeft", "browDownRight"),
 )
+RECORDED_NOTE = "On VOCASET or BIWI instead: --layout vocaset|biwi --data DIR; see --layout vocaset --help."
 GAIN_STEP = 0.06  # speakers differ in how far they move their mouths: 1, 1.06, .94, 1.12, ...
 
 
@@ -74,6 +77,12 @@ def speaker_gains(speakers: int) -> list[float]:
 def narrowed(config: ModelConfig, space: MotionSpace) -> ModelConfig:
     """`config` with motion coordinates in place of vertices."""
     return msgspec.structs.replace(config, vq=msgspec.structs.replace(config.vq, n_vert=space.width))
+
+
+def recorded_asked_for(arguments: Sequence[str] | None) -> bool:
+    """Whether a command line (None: this process's) turns to recorded faces."""
+    words = sys.argv[1:] if arguments is None else arguments
+    return any(word.partition("=")[0] == "--layout" for word in words)
 
 
 def add_setup_options(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ from streamtalk_export.vqvae import VQAutoencoder
 from streamtalk_training import runs
 from streamtalk_training.dataset import MotionData, crops
 from streamtalk_training.motion import MotionSpace, lip_gap_loss
-from streamtalk_training.setup import Setup, add_setup_options, setup_from
+from streamtalk_training.setup import RECORDED_NOTE, Setup, add_setup_options, recorded_asked_for, setup_from
 from streamtalk_training.talker import mouth_latents, newest_frames
 
 REVIVE_EVERY = 10  # steps: codes that nothing chose are moved to where latents are
@@ -129,7 +129,14 @@ def train(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m streamtalk_training.stage1", description=__doc__)
+    if recorded_asked_for(arguments):
+        from streamtalk_training import release_recipe  # imports transformers, which takes seconds
+
+        release_recipe.stage1(arguments)
+        return
+    parser = argparse.ArgumentParser(
+        prog="python -m streamtalk_training.stage1", description=__doc__, epilog=RECORDED_NOTE
+    )
     add_setup_options(parser)
     parser.add_argument("--steps", type=int, default=Stage1.steps)
     parser.add_argument("--seed", type=int, default=0)

@@ -32,7 +32,7 @@ from streamtalk_training import runs
 from streamtalk_training.dataset import Crops, MelData, MotionData, crops, frame_features, mel_data
 from streamtalk_training.hearing import disturbed
 from streamtalk_training.motion import MotionSpace, control_readings, lip_gap_loss
-from streamtalk_training.setup import Setup, add_setup_options, setup_from
+from streamtalk_training.setup import RECORDED_NOTE, Setup, add_setup_options, recorded_asked_for, setup_from
 from streamtalk_training.stage1 import reconstruction_loss, window_length
 from streamtalk_training.talker import Talker, mouth_latents, newest_frames
 from streamtalk_training.validate import Validation, scores, streamed
@@ -222,7 +222,14 @@ def train(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m streamtalk_training.stage2", description=__doc__)
+    if recorded_asked_for(arguments):
+        from streamtalk_training import release_recipe  # imports transformers, which takes seconds
+
+        release_recipe.stage2(arguments)
+        return
+    parser = argparse.ArgumentParser(
+        prog="python -m streamtalk_training.stage2", description=__doc__, epilog=RECORDED_NOTE
+    )
     add_setup_options(parser)
     parser.add_argument("--steps", type=int, default=Stage2.steps)
     parser.add_argument("--seed", type=int, default=0)
