@@ -78,3 +78,34 @@ def test_correlation() -> None:
     track = np.sin(np.arange(50) / 5).astype(np.float32)
     assert metrics.correlation(3 * track + 1, track) == pytest.approx(1.0)
     assert np.isnan(metrics.correlation(np.ones(50, np.float32), track))
+
+
+def test_quiet_is_far_from_any_speech() -> None:
+    phones = [Phone(0, 1, "_", "SIL"), Phone(1, 1.5, "a", "AA"), Phone(1.5, 3, "_", "SIL")]
+    quiet = metrics.quiet_frames(90, phones, FPS)
+    assert quiet.nonzero()[0].tolist() == [*range(21), *range(55, 90)]  # .3 s before 1 s, and after 1.5 s
+
+
+def test_only_long_vowels_are_sustained() -> None:
+    phones = [Phone(0, 0.1, "a", "AA"), Phone(0.5, 0.7, "a", "AA"), Phone(1, 2, "m", "PBM")]
+    assert metrics.sustained_frames(60, phones, FPS).nonzero()[0].tolist() == list(range(15, 22))
+
+
+@pytest.mark.parametrize(("hertz", "share"), [(2.0, 0.0), (12.0, 1.0)])
+def test_tremble_is_what_is_fast(hertz: float, share: float) -> None:
+    wave = np.sin(2 * np.pi * hertz * np.arange(300) / FPS)
+    frames = np.zeros(300, np.bool_)
+    frames[100:200] = True
+    lips = np.zeros((300, 2, 3), np.float32)
+    lips[:, :, 1] = wave[:, None]
+    energy = metrics.tremble(lips, frames, FPS)
+    assert energy == pytest.approx(share * float(np.square(wave[frames]).sum()), abs=0.5)  # of 50
+    assert metrics.tremble(lips, np.zeros(300, np.bool_), FPS) == 0
+    assert metrics.tremble(lips[:20], frames[:20], FPS) == 0
+
+
+def test_blinks_are_counted_where_they_begin() -> None:
+    lids = np.zeros(30, np.float32)
+    lids[[0, 10, 11, 12, 20]] = 0.9
+    lids[25] = 0.4
+    assert metrics.blinks(lids).tolist() == [0, 10, 20]

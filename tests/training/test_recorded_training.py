@@ -21,7 +21,7 @@ from streamtalk_export.config import load_config
 from streamtalk_export.hubert import hubert_config
 from streamtalk_export.model import TalkerModel
 from streamtalk_export.vqvae import VQAutoencoder
-from streamtalk_training import recorded_scores, release_recipe, stage1, stage2
+from streamtalk_training import evaluate, recorded_scores, release_recipe, stage1, stage2
 from streamtalk_training.recorded import LAYOUTS, RecordedSet, open_recorded, read_splits
 from streamtalk_training.release_recipe import ReleaseStage1, ReleaseStage2, train_stage1, train_stage2
 from tests.training import made_up
@@ -266,9 +266,9 @@ def test_refusals(
     assert sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [stage1.main, stage2.main])
+@pytest.mark.parametrize("command", [stage1.main, stage2.main, evaluate.main])
 def test_the_commands_of_the_bundled_model_turn_to_recorded_faces(
-    command: Callable[[list[str]], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Callable[[list[str]], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as refused:
         command(["--layout", "vocaset", "--data", str(tmp_path), "--run", str(tmp_path / "run")])

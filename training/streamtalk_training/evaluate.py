@@ -1,233 +1,300 @@
-"""How well a trained talker talks: `python -m streamtalk_training.evaluate --help`.
+"""How well a talker talks: `python -m streamtalk_training.evaluate --help`.
 
-Every clip is streamed as at run time (silence before its first sample, cached history, newest frame of the
-last D latents) and compared with the labels of its phones. Each figure comes with that of the labels
-themselves, a ceiling, and with that of a control which hears another clip's audio, a floor.
+What ships is what is measured: the model is exported, and the runtime streams every clip through the engine. One
+table tells each target from what came of it; JSON, plots, a film (labels left, model right) and the figures of
+the model card say the rest. Sources that are missing are named and left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from streamtalk_export.checkpoint import read_state
-from streamtalk_export.config import ModelConfig, load_config
-from streamtalk_training import metrics
-from streamtalk_training.clips import Clip
-from streamtalk_training.coarticulation import ARKIT_INDEX, controls_from_weights
+from streamtalk import StreamTalkError, Talker
+from streamtalk_export.errors import ExportError
+from streamtalk_training import report, stress
+from streamtalk_training.clips import SAMPLE_RATE, Clip, frame_count, with_silences
+from streamtalk_training.coarticulation import Style, arkit_weights, mouth_controls
+from streamtalk_training.comparison import film
 from streamtalk_training.corpus import load_split
-from streamtalk_training.dataset import clip_mel, features_at_frames
-from streamtalk_training.face import ARKIT_NAMES, Face, load_face, pose
-from streamtalk_training.motion import MotionSpace
-from streamtalk_training.setup import face_space, narrowed, speaker_gains
-from streamtalk_training.talker import Talker, decoded_stream, rollout
-from streamtalk_training.visemes import SILENCE, tables
+from streamtalk_training.face import load_face
+from streamtalk_training.face_source import DEFAULT_CACHE
+from streamtalk_training.real_speech import (
+    RecordingsError,
+    Spoken,
+    aligned,
+    aligner_installed,
+    known,
+    load_recordings,
+    words,
+)
+from streamtalk_training.scores import Figures, Pair, Speech, agreement, pairs, speech_scores, split_scores
+from streamtalk_training.setup import RECORDED_NOTE, recorded_asked_for
+from streamtalk_training.streaming import Reader, exported
+from streamtalk_training.targets import verdicts
+from streamtalk_training.visemes import Phone
 
 Floats = NDArray[np.float32]
-CLIPS_AT_ONCE = 64
+
+SYNTHETIC_SPLITS = ("test", "awb")
+SOUNDS_SPLIT = "sounds"
+FILM_S = 8.0  # of each split
 
 
 @dataclass(frozen=True)
-class Motion:
-    """One clip as ARKit weights [L, 52]: what the model did, and what the labels ask of its speaker."""
+class Extent:
+    """How much is measured: clips of each split and recorded prompts (None: all), passes of the loop."""
 
-    clip: Clip
-    speaker: int
-    predicted: Floats
-    true: Floats
-
-
-def load_talker(config: ModelConfig, space: MotionSpace, state: Mapping[str, Tensor]) -> Talker:
-    """A talker over motion coordinates from a checkpoint over vertices: `motion.widened` undone."""
-    narrow = {name: value.float() for name, value in state.items()}
-    first, last = "autoencoder.encoder.vertice_mapping.0.weight", "autoencoder.decoder.vertice_map_reverse"
-    narrow[first] = narrow[first] @ torch.from_numpy(space.expand)
-    for part in ("weight", "bias"):
-        narrow[f"{last}.{part}"] = torch.from_numpy(space.reduce) @ narrow[f"{last}.{part}"]
-    talker = Talker(narrowed(config, space)).eval()
-    talker.load_state_dict(narrow)
-    return talker
+    clips: int | None = None
+    prompts: int | None = None
+    passes: int = 30
 
 
-@torch.no_grad()
-def streamed_motion(
-    talker: Talker, pcm: Sequence[Floats], frames: Sequence[int], speakers: Sequence[int], seed: int = 0
-) -> list[Floats]:
-    """Coordinates [L, K] of each clip, streamed; clips run side by side, padded with silence."""
-    longest = max(map(len, pcm))
-    padded = torch.from_numpy(np.stack([np.pad(sound, (0, longest - len(sound))) for sound in pcm]))
-    features = talker.audio_encoder.from_log_mel(clip_mel(padded, talker.audio_encoder))
-    features = features_at_frames(features, max(frames), talker.config.fps)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(1, max(frames), talker.config.predictor.vq_dim, generator=generator)
-    latents = rollout(talker, features, torch.tensor(speakers), noise.expand(len(pcm), -1, -1))
-    motion = decoded_stream(talker, latents).numpy()
-    return [row[:count] for row, count in zip(motion, frames, strict=True)]
+QUICK = Extent(clips=8, prompts=40, passes=3)
 
 
-def arkit_motion(space: MotionSpace, coordinates: Floats) -> Floats:
-    """ARKit weights [L, 52] of coordinates [L, K]."""
-    weights = np.zeros((len(coordinates), len(ARKIT_NAMES)), np.float32)
-    weights[:, [ARKIT_INDEX[name] for name in space.names]] = coordinates @ space.to_weights.T
-    return weights
+@dataclass(frozen=True)
+class Sources:
+    """Speech by split, sounds by name, how the recordings came out, and what alignment is tried on: clips whose
+    phones are known anyway, and recordings aligned twice."""
+
+    splits: Mapping[str, Sequence[Speech]]
+    sounds: Mapping[str, Floats]
+    recordings: Mapping[str, object]
+    known: Sequence[Clip]
+    twice: Sequence[tuple[Spoken, Sequence[Phone]]]
 
 
-def motions(
-    talker: Talker,
-    space: MotionSpace,
-    clips: Sequence[Clip],
-    speakers: int,
-    shuffled: bool = False,
-    seed: int = 0,
-) -> list[Motion]:
-    """All clips streamed, speakers in turn. `shuffled` clips hear their neighbour's audio instead."""
-    gains = speaker_gains(speakers)
-    done: list[Motion] = []
-    order = sorted(range(len(clips)), key=lambda index: len(clips[index].pcm))  # little padding in a batch
-    for start in range(0, len(order), CLIPS_AT_ONCE):
-        chosen = order[start : start + CLIPS_AT_ONCE]
-        heard = [chosen[(place + shuffled) % len(chosen)] for place in range(len(chosen))]
-        who = [index % speakers for index in chosen]
-        pcm = [clips[index].pcm for index in heard]
-        frames = [len(clips[index].weights) for index in chosen]
-        for index, speaker, coordinates in zip(
-            chosen, who, streamed_motion(talker, pcm, frames, who, seed), strict=True
-        ):
-            wanted = clips[index].weights * np.float32(gains[speaker])
-            done.append(Motion(clips[index], speaker, arkit_motion(space, coordinates), wanted))
-    return done
+def from_clip(clip: Clip) -> Speech:
+    """A clip of the corpus, labelled from its engine's own phone times."""
+    return Speech(f"{clip.spec.voice} {clip.spec.index}", clip.pcm, clip.phones, clip.weights, clip.idle)
 
 
-def speech_scores(
-    face: Face, clips: Sequence[Motion], fps: float, predicted: bool = True
-) -> dict[str, float]:
-    """Closures, false closures and f/v rolls of predictions, or (`predicted` false) of the labels."""
-    recall, false, roll = [], [], []
-    names = tables().controls
-    for motion in clips:
-        weights = motion.predicted if predicted else motion.true
-        gaps = metrics.lip_gaps(pose(face, weights, motion.speaker), face.lip_pairs)
-        closed = metrics.closed_frames(gaps)
-        recall.append(metrics.closure_recall(closed, motion.clip.phones, fps))
-        false.append(metrics.false_closures(closed, motion.clip.phones, fps))
-        lip_roll = controls_from_weights(weights)[:, names.index("fv")]
-        roll.append(metrics.roll_rate(lip_roll, motion.clip.phones, fps))
-    pools = {"closure_recall": recall, "false_closures": false, "fv_roll": roll}
-    return {name: metrics.pooled(shares).value for name, shares in pools.items()}
+def rule_labels(phones: Sequence[Phone], samples: int, fps: float) -> Floats:
+    """ARKit weights [L, 52] that the rules give `phones`, by the canonical talker."""
+    times_s = np.arange(frame_count(samples, fps)) / fps
+    return arkit_weights(mouth_controls(phones, times_s, Style()), Style())
 
 
-def motion_scores(face: Face, clips: Sequence[Motion]) -> dict[str, float]:
-    """LVE and FDD in mm^2, MOD in mm, control correlations over all clips, and the jaw's lag in frames."""
-    lve, fdd, mod = [], [], []
-    for motion in clips:
-        predicted, true = (pose(face, w, motion.speaker) for w in (motion.predicted, motion.true))
-        lve.append(metrics.lip_vertex_error(predicted, true, face.lips) * 1e6)
-        template = face.templates[motion.speaker]
-        fdd.append(metrics.face_dynamics_deviation(predicted, true, template, face.upper_face) * 1e6)
-        mod.append(metrics.mouth_opening_difference(predicted, true, face.lip_pairs) * 1e3)
-    predicted = np.concatenate([controls_from_weights(motion.predicted) for motion in clips])
-    true = np.concatenate([controls_from_weights(motion.true) for motion in clips])
-    scores = {"lve_mm2": float(np.mean(lve)), "fdd_mm2": float(np.mean(fdd)), "mod_mm": float(np.mean(mod))}
-    for column, name in enumerate(tables().controls):
-        scores[f"correlation_{name}"] = metrics.correlation(predicted[:, column], true[:, column])
-    scores["lag_frames"] = metrics.lag_frames(predicted[:, 0], true[:, 0])
-    return scores
+def read_sources(corpus: Path, debian: Path, fps: float, extent: Extent) -> Sources:
+    """All that there is to listen to; what is missing is said on stderr and left out."""
+    splits: dict[str, list[Speech]] = {}
+    sounds = stress.sounds(debian)
+    awb: list[Clip] = []
+    for name in (*SYNTHETIC_SPLITS, SOUNDS_SPLIT):
+        try:
+            clips = load_split(corpus, name)[: extent.clips]
+        except FileNotFoundError as error:
+            say(f"split {name} is left out: {error}")
+            continue
+        if name == SOUNDS_SPLIT:
+            for kind in dict.fromkeys(clip.spec.voice for clip in clips):
+                each = [clip.pcm for clip in clips if clip.spec.voice == kind]
+                sounds[f"{kind}, corpus"] = np.concatenate(each)
+        else:
+            spoken = [clip for clip in clips if clip.spec.engine != "sounds"]
+            splits[name] = [from_clip(clip) for clip in spoken]
+            awb = spoken if name == "awb" and aligner_installed() else awb
+    found: dict[str, object] = {}
+    twice: Sequence[tuple[Spoken, Sequence[Phone]]] = ()
+    try:
+        recordings = load_recordings(debian, extent.prompts)
+    except RecordingsError as error:
+        say(f"split real is left out: {error}")
+    else:
+        splits["real"] = [aligned_speech(clip, fps) for clip in recordings.clips]
+        twice = recordings.twice
+        found = {"prompts": recordings.prompts, "left_out": recordings.dropped}
+    return Sources(splits, sounds, found, awb, twice)
 
 
-def silence_scores(face: Face, clips: Sequence[Motion], fps: float) -> dict[str, float]:
-    """What the mouth does at least .3 s from any speech: gaps in mm, mean speed of the lips in mm/s."""
-    gaps, speeds = [0.0], [0.0]
-    for motion in clips:
-        times_s = np.arange(len(motion.true)) / fps
-        quiet = np.ones(len(times_s), bool)
-        for phone in motion.clip.phones:
-            if phone.viseme != SILENCE:
-                quiet &= (times_s < phone.start_s - 0.3) | (times_s > phone.end_s + 0.3)
-        vertices = pose(face, motion.predicted, motion.speaker)
-        gap = metrics.lip_gaps(vertices, face.lip_pairs).max(1)
-        speed = np.linalg.norm(np.diff(vertices[:, face.lips], axis=0), axis=-1).mean(1) * fps
-        gaps += gap[quiet].tolist()
-        speeds += speed[quiet[1:] & quiet[:-1]].tolist()
+def alignment_ceiling(reader: Reader, clips: Sequence[Clip], fps: float) -> dict[str, object]:
+    """What alignment alone costs: labels with a synthesiser's own phone times, as if a model had made them, against
+    labels of the phones that the aligner of `real` finds in the same sound.
+
+    No model can be expected to do better on aligned recordings.
+    """
+    found: list[Pair] = []
+    left_out = 0
+    for clip in clips:
+        said = words(" ".join(clip.spec.sentences))
+        phones = aligned(clip.pcm, said) if said and all(map(known, said)) else None
+        if phones is None:
+            left_out += 1
+            continue
+        speech = aligned_speech(Spoken(clip.spec.voice, clip.pcm, phones), fps)
+        found.append(Pair(speech, 0, reader.labelled(clip.weights, 0), reader.labelled(speech.weights, 0)))
+    return {"clips": len(found), "left_out": left_out, **ceiling_scores(found, fps)}
+
+
+def alignment_repeatability(
+    reader: Reader, twice: Sequence[tuple[Spoken, Sequence[Phone]]], fps: float
+) -> dict[str, object]:
+    """Labels of recordings against labels of the same recordings aligned again, warped: how far an aligner's
+    labels of a real voice agree with themselves."""
+    found: list[Pair] = []
+    for spoken, phones in twice:
+        first = aligned_speech(spoken, fps)
+        second = aligned_speech(replace(spoken, phones=tuple(phones)), fps)
+        tracks = (reader.labelled(speech.weights, 0) for speech in (second, first))
+        found.append(Pair(first, 0, *tracks))
+    return {"clips": len(found), **ceiling_scores(found, fps)}
+
+
+def aligned_speech(spoken: Spoken, fps: float) -> Speech:
+    """Speech whose pauses the phones leave out, with the rules' labels."""
+    phones = tuple(with_silences(list(spoken.phones), len(spoken.pcm) / SAMPLE_RATE))
+    return Speech(spoken.name, spoken.pcm, phones, rule_labels(phones, len(spoken.pcm), fps))
+
+
+def ceiling_scores(found: Sequence[Pair], fps: float) -> Figures:
+    return speech_scores(found, fps) | agreement(found) if found else {}
+
+
+def measured(reader: Reader, talker: Talker, sources: Sources, extent: Extent) -> dict[str, object]:
+    """All figures, ready for JSON. Raises ValueError without any speech."""
+    if not sources.splits:
+        raise ValueError("there is no speech to evaluate on: make a corpus or get the recordings first")
+    fps = float(talker.fps)
+    streamed: dict[str, list[Pair]] = {}
+    splits: dict[str, object] = {}
+    for name, speeches in sources.splits.items():
+        say(f"{name}: {sum(len(speech.pcm) for speech in speeches) / SAMPLE_RATE / 60:.1f} minutes")
+        streamed[name] = pairs(reader, talker, speeches)
+        splits[name] = split_scores(reader.face, streamed[name], fps)
+    # The unseen recorded voice where there is one: what "speech" means below.
+    speech = streamed.get("awb") or next(iter(streamed.values()))
+    heard = [pair.speech.pcm for pair in speech]
+    say(f"{len(sources.sounds)} sounds without speech, a minute {extent.passes} times, two seeds")
+    sounds = stress.sound_scores(reader, talker, sources.sounds, speech)
+    passes = list(stress.loop_passes(reader, talker, stress.stretch(heard, stress.LOOP_S), extent.passes))
+    long = stress.stretch(heard, stress.SEEDS_S)
+    seeds = [reader.streamed(talker, long, speaker=0, seed=seed) for seed in (0, 1)]
     return {
-        "gap_p95_mm": float(np.percentile(gaps, 95)) * 1e3,
-        "gap_max_mm": float(np.max(gaps)) * 1e3,
-        "lip_speed_mm_s": float(np.mean(speeds)) * 1e3,
+        "engine": {
+            "checkpoint_sha256": talker.manifest.checkpoint_sha256,
+            "delay_s": talker.delay_s,
+            "fps": talker.fps,
+        },
+        "splits": splits,
+        "recordings": dict(sources.recordings),
+        "alignment_ceiling": alignment_ceiling(reader, sources.known, fps),
+        "alignment_repeatability": alignment_repeatability(reader, sources.twice, fps),
+        "sounds": sounds,
+        "sounds_worst": worst_by_kind(sounds),
+        "loop": stress.loop_scores(passes),
+        "seeds": stress.seed_scores(seeds[0], seeds[1], fps),
     }
 
 
-def aperture_by_viseme(face: Face, clips: Sequence[Motion], fps: float) -> dict[str, float]:
-    """Mean lip gap in mm in the middle of each viseme that the order AA > EH > IY > SZ > PBM names."""
-    found: dict[str, list[float]] = {name: [] for name in ("AA", "EH", "IY", "SZ", "PBM")}
-    for motion in clips:
-        gaps = metrics.lip_gaps(pose(face, motion.predicted, motion.speaker), face.lip_pairs).mean(1)
-        for phone in motion.clip.phones:
-            middle = round((phone.start_s + phone.end_s) / 2 * fps)
-            if phone.viseme in found and middle < len(gaps):
-                found[phone.viseme].append(float(gaps[middle]))
-    return {name: float(np.mean(values)) * 1e3 for name, values in found.items() if values}
-
-
-def evaluate(talker: Talker, face: Face, space: MotionSpace, clips: Sequence[Clip]) -> dict[str, object]:
-    """All figures of one split, ready for JSON."""
-    fps = talker.config.fps
-    spoken = [clip for clip in clips if clip.spec.engine != "sounds"]
-    speakers = len(face.templates)
-    streamed = motions(talker, space, spoken, speakers)
-    control = motions(talker, space, spoken, speakers, shuffled=True)
-    sounds = [clip for clip in clips if clip.spec.engine == "sounds"]
-    quiet = motions(talker, space, sounds, speakers) if sounds else []
+def worst_by_kind(sounds: Mapping[str, Figures]) -> dict[str, Figures]:
+    """The worst of each figure over all sounds of a kind: silence, music, hum, and noise: all else."""
+    kinds: dict[str, list[Figures]] = defaultdict(list)
+    for name, figures in sounds.items():
+        kind = next((kind for kind in ("silence", "music", "hum") if name.startswith(kind)), "noise")
+        kinds[kind].append(figures)
     return {
-        "clips": len(spoken),
-        "minutes": sum(len(clip.pcm) for clip in spoken) / 16000 / 60,
-        "model": speech_scores(face, streamed, fps) | motion_scores(face, streamed),
-        "labels": speech_scores(face, streamed, fps, predicted=False),
-        "shuffled_audio": speech_scores(face, control, fps) | motion_scores(face, control),
-        "silence": silence_scores(face, streamed, fps),
-        "sounds": silence_scores(face, quiet, fps),
-        "aperture_mm": aperture_by_viseme(face, streamed, fps),
+        kind: {
+            name: (min if name == "closed" else max)(figures[name] for figures in each) for name in each[0]
+        }
+        for kind, each in kinds.items()
     }
 
 
-def rounded(figures: object) -> object:
-    """`figures` with floats to four digits: what is written down should not pretend to more."""
+def judged(figures: Mapping[str, object]) -> list[dict[str, object]]:
+    """Every target with what was measured, ready for JSON."""
+    return [
+        {"name": v.target.name, "wanted": v.target.wanted, "value": v.value, "met": v.met}
+        for v in verdicts(figures)
+    ]
+
+
+def rounded(figures: Any) -> Any:
+    """`figures` with floats to four digits: what is written down should not pretend to more; nan is null."""
     if isinstance(figures, Mapping):
         return {name: rounded(value) for name, value in figures.items()}
-    return float(f"{figures:.4g}") if isinstance(figures, float) else figures
+    if isinstance(figures, list):
+        return [rounded(value) for value in figures]
+    if isinstance(figures, float):
+        return float(f"{figures:.4g}") if np.isfinite(figures) else None
+    return figures
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m streamtalk_training.evaluate", description=__doc__)
-    parser.add_argument("--model", type=Path, default=Path("models/bundled"))
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--splits", default="test,awb", help="comma-separated; those that exist are used")
-    parser.add_argument("--steps", type=int, help="denoising steps (default: the configuration's)")
-    parser.add_argument("--out", type=Path, help="where to write the JSON")
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate; returns the exit code. Problems are one sentence on stderr and code 2."""
+    if recorded_asked_for(arguments):
+        from streamtalk_training import recorded_scores  # imports transformers, which takes seconds
+
+        recorded_scores.evaluate(arguments)
+        return 0
+    parser = argparse.ArgumentParser(
+        prog="python -m streamtalk_training.evaluate", description=__doc__, epilog=RECORDED_NOTE
+    )
+    parser.add_argument("--model", type=Path, default=Path("models/bundled"), help="weights, config and face")
+    parser.add_argument("--engine", type=Path, help="an export of that model (default: export it now)")
+    parser.add_argument("--corpus", type=Path, default=DEFAULT_CACHE / "corpus9")
+    parser.add_argument(
+        "--debian",
+        type=Path,
+        default=DEFAULT_CACHE / "debian",
+        help="where the asterisk-core-sounds and asterisk-moh-opsound packages were unpacked",
+    )
+    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="where engines are kept")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="the JSON (default: in --model, whose README.md then gets the figures too; of --quick, in --report)",
+    )
+    parser.add_argument(
+        "--report", type=Path, default=DEFAULT_CACHE / "evaluation", help="folder of plots and the film"
+    )
+    parser.add_argument("--quick", action="store_true", help="a few clips of each split, in a minute")
     options = parser.parse_args(arguments)
-    config = load_config(options.model / "config.yaml")
-    if options.steps:
-        config = msgspec.structs.replace(config, steps=options.steps)
-    face = load_face(options.model / "face.npz")
-    space = face_space(face)
-    talker = load_talker(config, space, read_state(options.model / "model.safetensors"))
-    figures = {
-        split: evaluate(talker, face, space, load_split(options.corpus, split))
-        for split in options.splits.split(",")
-        if (options.corpus / split).exists()
-    }
-    text = json.dumps(rounded(figures), indent=1)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text + "\n", encoding="utf-8")
+    for name in ("corpus", "debian", "cache", "report"):
+        setattr(options, name, getattr(options, name).expanduser())
+    try:
+        run(options)
+    except (ExportError, StreamTalkError, OSError, ValueError) as error:
+        say(f"evaluate: {error}")
+        return 2
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluate as the parsed options say. Raises ExportError, StreamTalkError, OSError and ValueError."""
+    extent = QUICK if options.quick else Extent()
+    reader = Reader(load_face(options.model / "face.npz"))
+    engine = options.engine or exported(options.model, options.cache)
+    talker = Talker.load(engine, backend="onnxruntime-cpu", threads=1)
+    sources = read_sources(options.corpus, options.debian, float(talker.fps), extent)
+    figures = measured(reader, talker, sources, extent)
+    report.print_table(verdicts(figures))
+    evaluation = rounded(figures | {"targets": judged(figures)})
+    options.report.mkdir(parents=True, exist_ok=True)
+    # A quick look is no figure to publish.
+    out = options.out or (options.report if options.quick else options.model) / "evaluation.json"
+    out.write_text(json.dumps(evaluation, indent=1) + "\n", encoding="utf-8")
+    card = options.model / "README.md"
+    if out.parent == options.model and card.exists():
+        card.write_text(report.with_figures(card.read_text(encoding="utf-8"), evaluation), encoding="utf-8")
+    report.plot(evaluation, options.report / "evaluation.png")
+    shown = {name: speeches[0] for name, speeches in sources.splits.items()}
+    film(reader.face, talker, shown, FILM_S, options.report / "comparison.mp4")
+    say(f"figures in {out}, plots and film in {options.report}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

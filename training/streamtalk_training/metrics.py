@@ -11,14 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.signal import butter, sosfiltfilt
 
-from streamtalk_training.visemes import BILABIAL, LABIODENTAL, VOWELS, Phone
+from streamtalk_training.visemes import BILABIAL, LABIODENTAL, SILENCE, VOWELS, Phone
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 CLOSED_SHARE = 0.1  # of the clip's 95th percentile of the gap
 CLOSURE_MARGIN_S = 0.04
+QUIET_MARGIN_S = 0.3
+SUSTAINED_S = 0.12
+TREMBLE_HZ = 6.0  # syllables come at 3 to 6 a second; what is faster in the middle of a vowel is jitter
+BLINK_LEVEL = 0.5
 
 
 def lip_vertex_error(predicted: Floats, true: Floats, lips: NDArray[np.integer]) -> float:
@@ -93,6 +98,42 @@ def roll_rate(roll: Floats, phones: Sequence[Phone], fps: float) -> Share:
     The frame nearest to the phone's middle counts as inside even where the phone is shorter than a frame.
     """
     return _phones_with(roll > 0.5 * np.percentile(roll, 95), phones, fps, LABIODENTAL, 0.5 / fps)
+
+
+def quiet_frames(frames: int, phones: Sequence[Phone], fps: float) -> Bools:
+    """Frames [L] at least .3 s from any speech."""
+    quiet = np.ones(frames, np.bool_)
+    for phone in phones:
+        if phone.viseme != SILENCE:
+            quiet[_inside(frames, phone, fps, QUIET_MARGIN_S)] = False
+    return quiet
+
+
+def sustained_frames(frames: int, phones: Sequence[Phone], fps: float) -> Bools:
+    """Frames [L] within vowels of 120 ms or more."""
+    inside = np.zeros(frames, np.bool_)
+    for phone in phones:
+        if phone.viseme in VOWELS and phone.end_s - phone.start_s >= SUSTAINED_S:
+            inside[_inside(frames, phone, fps, 0.0)] = True
+    return inside
+
+
+def tremble(lips: Floats, frames: Bools, fps: float) -> float:
+    """Energy above 6 Hz (m^2, summed over the chosen `frames` [L], mean over vertices) of lips [L, k, 3].
+
+    A Butterworth high-pass of fourth order, run both ways; 0 for clips too short to filter.
+    """
+    if len(lips) < fps or not frames.any():
+        return 0.0
+    high_pass = butter(4, TREMBLE_HZ, "highpass", fs=fps, output="sos")
+    fast = sosfiltfilt(high_pass, lips.astype(np.float64), axis=0)[frames]
+    return float(np.square(fast).sum(-1).mean(1).sum())
+
+
+def blinks(lids: Floats) -> NDArray[np.int64]:
+    """Frames at which lids [L] (0 open, 1 shut) come to stand more than half shut."""
+    shut = lids > BLINK_LEVEL
+    return np.flatnonzero(shut & ~np.concatenate([[False], shut[:-1]]))
 
 
 def _phones_with(flags: Bools, phones: Sequence[Phone], fps: float, viseme: str, margin_s: float) -> Share:
