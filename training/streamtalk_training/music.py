@@ -1,7 +1,8 @@
 """Music made up from nothing: chords, bass, melody and drums, which must not open a mouth.
 
-Timbres: additive pads, saw teeth through a moving filter, frequency modulation (Chowning, 1973), plucked strings
-(Karplus and Strong, 1983) and, where a SoundFont is at hand, recorded instruments.
+Timbres: additive pads, saw teeth, resonances that sweep as formants do, frequency modulation (Chowning, 1973),
+plucked strings (Karplus and Strong, 1983) and, where a SoundFont is at hand, recorded instruments. A mix may be driven,
+echoed, pumped to the beat and swept as a whole, as dance music is.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ SAMPLE_RATE = 16000
 _CHORDS = ((0, 4, 7), (0, 3, 7), (0, 5, 9), (2, 5, 9), (-1, 2, 7), (0, 4, 7, 11), (-3, 0, 4), (-5, -1, 2, 5))
 _SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9), (0, 3, 5, 6, 7, 10))
 _PARTS = {"chords": 0.8, "bass": 0.6, "melody": 0.7, "drums": 0.55}  # how often a song has each
+_SWEEP_STEP = 128  # samples between two settings of a moving filter
 _TUNED_FROM_HZ = 261.6  # a recorded sample is taken to sound middle C: in tune with itself, as music needs
 
 
@@ -49,7 +51,46 @@ def song(samples: int, random: Random, font: Path | None = None) -> Doubles:
             _PLAYERS[part](track, score, _instrument(random, font), random)
         loud = float(np.sqrt(np.mean(track**2)))
         mixed += track / max(loud, 1e-9) * random.uniform(0.3, 1.0)
+    mixed = _produced(mixed / max(float(np.sqrt(np.mean(mixed**2))), 1e-9), score.beat, random)
     return np.asarray(mixed / max(float(np.sqrt(np.mean(mixed**2))), 1e-9))
+
+
+def _produced(mixed: Doubles, beat: int, random: Random) -> Doubles:
+    """A mix of unit RMS as a studio may leave it."""
+    if random.random() < 0.4:
+        drive = random.uniform(0.5, 4)
+        mixed = np.tanh(drive * mixed) / np.tanh(drive)
+    if random.random() < 0.4:
+        back = int(beat * random.choice([0.5, 0.75, 1]))
+        feedback = np.zeros(back + 1)
+        feedback[0], feedback[back] = 1, -random.uniform(0.2, 0.6)
+        mixed = np.asarray(lfilter([1.0], feedback, mixed))
+    if random.random() < 0.3:  # ducks at every beat, as under a loud kick
+        since = np.arange(len(mixed)) % beat / beat
+        mixed = mixed * (1 - random.uniform(0.3, 0.9) * np.exp(-since * random.uniform(3, 8)))
+    if random.random() < 0.3:
+        mixed = _swept(mixed, random, rate_hz=random.uniform(0.1, 0.8))
+    return mixed
+
+
+def _swept(sound: Doubles, random: Random, rate_hz: float) -> Doubles:
+    """`sound` through one or two resonances that wander between 250 and 3500 Hz at about `rate_hz`."""
+    frames = len(sound) // _SWEEP_STEP + 2
+    time_s = np.arange(frames) * _SWEEP_STEP / SAMPLE_RATE
+    swept = np.zeros_like(sound)
+    for _ in range(int(random.integers(1, 3))):
+        wander = np.sin(2 * np.pi * (rate_hz * random.uniform(0.7, 1.4) * time_s + random.random()))
+        centre_hz = 900 * (3.6 ** (0.95 * wander))
+        width = random.uniform(0.15, 0.8)  # of the centre
+        state = np.zeros(2)
+        for index in range(0, len(sound), _SWEEP_STEP):
+            at_hz = float(np.clip(centre_hz[index // _SWEEP_STEP], 250, 3500))
+            radius = float(np.exp(-np.pi * width * at_hz / SAMPLE_RATE))
+            poles = [1.0, -2 * radius * np.cos(2 * np.pi * at_hz / SAMPLE_RATE), radius**2]
+            part = slice(index, index + _SWEEP_STEP)
+            out, state = lfilter([1 - radius], poles, sound[part], zi=state)
+            swept[part] += out
+    return swept
 
 
 @dataclass(frozen=True)
@@ -121,7 +162,7 @@ def _instrument(random: Random, font: Path | None) -> Instrument:
     if font is not None and random.random() < 0.5:
         looped = [sample for sample in soundfont.samples(font) if sample.loop is not None]
         return _recorded(looped[random.integers(len(looped))])
-    makers = (_pad, _saw, _modulated, _plucked)
+    makers = (_pad, _saw, _resonant, _modulated, _plucked)
     return makers[random.integers(len(makers))](random)
 
 
@@ -171,6 +212,16 @@ def _saw(random: Random) -> Instrument:
         sound = np.sign(np.sin(2 * np.pi * phase)) if square else 2 * (phase % 1) - 1
         low = butter(2, cutoff_hz, "low", fs=SAMPLE_RATE, output="sos")
         return np.asarray(sosfilt(low, sound)) * _envelope(samples, 0.01, 0.06)
+
+    return play
+
+
+def _resonant(random: Random) -> Instrument:
+    rate_hz = float(np.exp(random.uniform(np.log(0.5), np.log(8))))
+    saw = _saw(random)
+
+    def play(pitch_hz: float, samples: int, random: Random) -> Doubles:
+        return _swept(saw(pitch_hz, samples, random), random, rate_hz)
 
     return play
 

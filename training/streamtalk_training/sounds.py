@@ -22,16 +22,16 @@ Random = np.random.Generator
 _BABBLE_LANGUAGES = ("de", "fr", "it", "pl", "nl", "sv", "pt-br", "id")
 # Kind of sound, and how often it is met among clips without speech.
 SHARES = {
-    "white": 0.06,
-    "noise": 0.18,
-    "modulated": 0.1,
-    "hum": 0.08,
-    "beeps": 0.08,
-    "knocks": 0.08,
-    "typing": 0.06,
-    "music": 0.26,
-    "babble": 0.04,
-    "silence": 0.06,
+    "white": 0.04,
+    "noise": 0.12,
+    "modulated": 0.07,
+    "hum": 0.05,
+    "beeps": 0.05,
+    "knocks": 0.05,
+    "typing": 0.04,
+    "music": 0.52,  # of all sounds without speech the most like it
+    "babble": 0.02,
+    "silence": 0.04,
 }
 LOUDEST_BABBLE_DB = -46.0  # RMS: far away; nearer voices would be speech
 

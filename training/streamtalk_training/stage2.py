@@ -6,9 +6,11 @@ from; then it is the model's own prediction from a blank history, with noise (tw
 Martins, "Scheduled sampling for transformers", 2019), so that hours of rollout stay as good as the first second.
 Its losses are errors, so lips follow the sound and not the noise.
 
-Upper face. Blinks and brows hardly follow from sound: a mean of them is a half-shut eye. They are drawn. Their
-history is the true one, with noise, and the loss is the energy score of two draws (Gneiting and Raftery, "Strictly
-proper scoring rules", 2007), whose minimum is the true distribution given history and sound.
+Upper face. Blinks and brows hardly follow from sound: a mean of them is a half-shut eye. They are drawn. The
+loss is the energy score of two draws (Gneiting and Raftery, "Strictly proper scoring rules", 2007), whose minimum is
+the true distribution given history and sound. The history is the true one, disturbed as a stream's would be: with
+noise, with an offset that lasts, or by what the model itself drew for each frame after a true past. Noise that
+averages out within the window taught nothing about coming back: a stream left the faces it knew at its first blink.
 
 The sampler's few steps are unrolled from pure noise, in training as in a stream: at its first step a latent of
 many dimensions still shines through the noise that a random t would leave (Lin et al., "Common diffusion noise
@@ -54,7 +56,7 @@ class Student(nn.Module):
 class Stage2:
     """How long and how hard to train, and what is done to the history."""
 
-    steps: int = 15000
+    steps: int = 14000
     batch: int = 16
     hint_batch: int = 32
     frames: int = 64
@@ -64,11 +66,13 @@ class Stage2:
     talker_start: float = 0.45  # share of the run before which only the hint trains the audio encoder
     history_start: float = 0.7  # before which there is no history of the mouth to copy at all
     decoder_start: float = 0.7  # after which the decoder is tuned along
-    exact_start: float = 0.8  # after which features are computed at each frame's own time
+    exact_start: float = 0.85  # after which features are computed at each frame's own time
     disturbed_from: float = 0.3  # share of the run until which the disturbances of hearing grow
     control_weight: float = 1.5
     blind_share: float = 0.15  # of the crops after history_start
     history_noise: float = 0.5  # largest deviation, in units of a latent's
+    history_offset: float = 1.0  # the same, of what lasts over a crop of the upper face
+    offset_share: float = 0.35  # of the crops, and as many again whose upper face is the model's own
     bfloat16: bool = False  # matrix products
     seed: int = 0
 
@@ -129,7 +133,11 @@ def stage2_loss(
 
     shake = plan.history_noise * torch.rand(size, 1, 1, generator=generator).to(device)
     nothing = talker.autoencoder.start_latent().expand(size, frames, -1)[..., :lips]
-    brows = latents[:, :-1, lips:] + shake * noise(size, frames, latents.shape[2] - lips)
+    disturbance = shake * noise(size, frames, latents.shape[2] - lips)
+    kind = torch.rand(size, 1, 1, generator=generator).to(device)
+    lasting = plan.history_offset * torch.rand(size, 1, 1, generator=generator).to(device)
+    offset = lasting * noise(size, 1, latents.shape[2] - lips) * (kind < plan.offset_share)
+    brows = latents[:, :-1, lips:] + disturbance + offset
     past = torch.cat([nothing, brows], -1)
     with runs.products(device, plan.bfloat16):
         if progress >= plan.history_start:
@@ -137,9 +145,11 @@ def stage2_loss(
                 condition = network.conditions(past, features, style, position, seen)
                 predicted = network.sample(noise(*latents[:, 1:].shape), condition, talker.sampler)
             blind = torch.rand(size, 1, 1, generator=generator) < plan.blind_share
-            own = torch.cat([latents[:, :1, :lips], predicted.float()[:, :-1, :lips]], 1)
-            own = torch.where(blind.to(device), nothing, own + shake * noise(*own.shape))
-            past = torch.cat([own, brows], -1)
+            own = torch.cat([latents[:, :1], predicted.float()[:, :-1]], 1)
+            lips_own = own[..., :lips] + shake * noise(*nothing.shape)
+            lips_own = torch.where(blind.to(device), nothing, lips_own)
+            brows_own = torch.where(kind > 1 - plan.offset_share, own[..., lips:] + disturbance, brows)
+            past = torch.cat([lips_own, brows_own], -1)
         condition = network.conditions(past, features, style, position, seen)
         drawn = network.sample(noise(2, *latents[:, 1:].shape), condition, talker.sampler)
     wanted = latents[:, 1:]
