@@ -126,17 +126,19 @@ def _shaped(array: Any, n_vertices: int, path: Path) -> Float32:
 @dataclass(frozen=True)
 class Mesh:
     """What a faces file says of V vertices: triangles `faces` [F, 3], `colors` [V, 3] or [0, 3], vertex numbers by
-    the names of `streamtalk.manifest.LANDMARKS`, and ARKit `shapes` [52, V, 3] in Apple's order or None.
+    the names of `streamtalk.manifest.LANDMARKS`, ARKit `shapes` [52, V, 3] in Apple's order or None, and the
+    speakers' own `identity_colors` [n, V, 3] or None, in the order of their templates.
     """
 
     faces: npt.NDArray[np.int32]
     colors: npt.NDArray[np.uint8]
     landmarks: Mapping[str, npt.NDArray[np.int32]]
     shapes: Float32 | None
+    identity_colors: npt.NDArray[np.uint8] | None = None
 
 
 def read_faces(path: Path, n_vertices: int) -> Mesh:
-    """A mesh from .npz, .npy or a mesh file; landmarks and shapes only an .npz can hold. Raises ExportError."""
+    """A mesh from .npz, .npy or a mesh file; all but the faces only an .npz can hold. Raises ExportError."""
     if not path.is_file():
         raise ExportError(f"No faces at {path}.")
     content: dict[str, Any] = {}
@@ -145,7 +147,6 @@ def read_faces(path: Path, n_vertices: int) -> Mesh:
         faces = content.get("faces", content.get(""))
     else:
         faces = _read_mesh(path)[1]
-    colors = content.get("colors", np.empty((0, 3), np.uint8))
     if faces is None:
         raise ExportError(f"{path} has no array `faces`.")
     faces = np.asarray(faces)
@@ -157,16 +158,29 @@ def read_faces(path: Path, n_vertices: int) -> Mesh:
         raise ExportError(
             f"{path}: faces index vertices {faces.min()} to {faces.max()}; the model has {n_vertices}."
         )
-    if colors.shape not in ((0, 3), (n_vertices, 3)) or colors.dtype.kind not in "iu":
-        raise ExportError(
-            f"{path}: colors of shape {list(colors.shape)} ({colors.dtype}); expected [{n_vertices}, 3] integers."
-        )
+    none = np.empty((0, 3), np.uint8)
+    own = content.get("identity_colors")
+    own = None if own is None or own.size == 0 else _colors(own, "identity_colors", n_vertices, path)
+    colors = content.get("colors", none if own is None else own[0])
     return Mesh(
         faces.astype(np.int32),
-        colors.astype(np.uint8),
+        _colors(colors, "colors", n_vertices, path) if colors.size else none,
         {name: _landmark(content[name], name, n_vertices, path) for name in LANDMARKS if name in content},
         _shapes(content, n_vertices, path) if "blendshapes" in content else None,
+        own,
     )
+
+
+def _colors(values: npt.NDArray[Any], name: str, n_vertices: int, path: Path) -> npt.NDArray[np.uint8]:
+    """sRGB colours [V, 3], or [n, V, 3] for `identity_colors`, as uint8."""
+    people = ("n",) if name == "identity_colors" else ()
+    fits = values.ndim == len(people) + 2 and values.shape[-2:] == (n_vertices, 3)
+    if not fits or values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
+        wanted = ", ".join([*people, str(n_vertices), "3"])
+        raise ExportError(
+            f"{path}: {name} of shape {list(values.shape)} ({values.dtype}); expected [{wanted}] integers of 0 to 255."
+        )
+    return values.astype(np.uint8)
 
 
 def _landmark(values: npt.NDArray[Any], name: str, n_vertices: int, path: Path) -> npt.NDArray[np.int32]:

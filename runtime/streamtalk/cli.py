@@ -1,4 +1,4 @@
-"""The command line: `streamtalk run` (which `run_mic.py` is), `streamtalk devices`."""
+"""The command line: `streamtalk run` (which `run_mic.py` is), `streamtalk devices`, `streamtalk doctor`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import numpy.typing as npt
 
 from streamtalk.audio.devices import input_devices, listing, portaudio
 from streamtalk.audio.microphone import Microphone
 from streamtalk.audio.raw import FORMATS
 from streamtalk.audio.sources import FileSource, RawSource, Source
 from streamtalk.backends import AUTO
+from streamtalk.doctor import as_text, examine, verdict
 from streamtalk.errors import AudioError, OutputError, SpeakerError, StreamTalkError, UsageError
 from streamtalk.identity import Speaker, SpeakerId
 from streamtalk.output import Output
@@ -26,7 +29,6 @@ from streamtalk.output.film import ContactSheetOutput, Face, LiveOutput, VideoOu
 from streamtalk.output.npz import NpzOutput
 from streamtalk.run import Report, Run
 from streamtalk.status import StatusLine, say
-from streamtalk.stream import Stream
 from streamtalk.talker import Talker
 
 DEFAULT_ENGINE = Path("engines/bundled")
@@ -50,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.set_defaults(action=_run)
     devices = commands.add_parser("devices", help="list sound input devices")
     devices.set_defaults(action=_devices)
+    doctor = commands.add_parser("doctor", help="what is installed, what a model runs on, what to do")
+    doctor.add_argument(
+        "--engine", type=Path, default=DEFAULT_ENGINE, metavar="DIR", help="what to try (%(default)s)"
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    doctor.set_defaults(action=_doctor)
     return _guarded(parser, argv)
 
 
@@ -125,6 +133,20 @@ def _devices(_arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    findings = []
+    for finding in examine(arguments.engine):
+        findings.append(finding)
+        if not arguments.json:
+            _print(as_text(finding))
+    runs, sentence = verdict(arguments.engine, findings)
+    if arguments.json:
+        _print(json.dumps({"runs": runs, "verdict": sentence, "findings": [asdict(f) for f in findings]}))
+    else:
+        _print(f"\n{sentence}")
+    return 0 if runs else BAD_INPUT
+
+
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.list_devices:
         return _devices(arguments)
@@ -137,11 +159,11 @@ def _run(arguments: argparse.Namespace) -> int:
     for name, reason in talker.choice.passed_over.items():
         say(f"{name} was passed over for {talker.backend}: {reason}")
     with ExitStack() as stack:
-        stream = stack.enter_context(
-            talker.open(_speaker(arguments.speaker, talker.speakers), seed=arguments.seed)
-        )
+        speaker = _speaker(arguments.speaker, talker.speakers)
+        stream = stack.enter_context(talker.open(speaker, seed=arguments.seed))
+        face = Face(stream.template, talker.faces, talker.colors_of(speaker), talker.fps, talker.sample_rate)
         source = _source(arguments, talker, stack)
-        run = Run(talker, stream, source, _outputs(arguments, talker, stream, stack))
+        run = Run(talker, stream, source, _outputs(arguments, talker, face, stack))
         status = StatusLine()
         try:
             failure = run.play(status)
@@ -171,17 +193,22 @@ def _source(arguments: argparse.Namespace, talker: Talker, stack: ExitStack) -> 
     return microphone
 
 
-def _outputs(arguments: argparse.Namespace, talker: Talker, stream: Stream, stack: ExitStack) -> list[Output]:
+def _outputs(arguments: argparse.Namespace, talker: Talker, face: Face, stack: ExitStack) -> list[Output]:
     outputs: list[Output] = []
 
     def add(output: Output) -> None:
         stack.callback(output.close)  # for the case that the next one cannot be opened
         outputs.append(output)
 
-    face = Face(stream.template, talker.faces, talker.colors, talker.fps, talker.sample_rate)
     for path in arguments.out:
         if path.suffix == ".npz":
-            still = {"faces": talker.faces, "template": stream.template, **talker.landmarks}
+            still: dict[str, npt.NDArray[Any]] = {
+                "faces": face.faces,
+                "template": face.template,
+                **talker.landmarks,
+            }
+            if face.colors is not None:
+                still["colors"] = face.colors
             add(NpzOutput(path, talker.manifest.n_vertices, talker.fps, still, talker.blendshape_names))
         elif path.suffix == ".mp4":
             add(Background(partial(VideoOutput, path, face)))

@@ -17,6 +17,7 @@ from streamtalk.errors import ModelError, SpeakerError
 from streamtalk.manifest import LANDMARKS, Manifest, verified
 
 Float32 = npt.NDArray[np.float32]
+Colors: TypeAlias = npt.NDArray[np.uint8]
 SpeakerId: TypeAlias = "str | int"
 Speaker: TypeAlias = "SpeakerId | Mapping[SpeakerId, float] | None"
 
@@ -26,8 +27,9 @@ class Identity:
     """The contents of `identity.npz`; arrays are read-only.
 
     `styles` [n, E], `templates` [n, V, 3] and `start_latent` [C] are float32; `faces` [F, 3] int32, F = 0
-    where the model has no mesh; `colors` [V, 3] uint8 or None. `landmarks` maps those of
-    `streamtalk.manifest.LANDMARKS` that the face names to int32 vertex numbers.
+    where the model has no mesh; `colors` [V, 3] uint8 sRGB or None, and `speaker_colors` [n, V, 3] or None
+    where all look alike. `landmarks` maps those of `streamtalk.manifest.LANDMARKS` that the face names to int32
+    vertex numbers.
     """
 
     names: tuple[str, ...]
@@ -35,7 +37,8 @@ class Identity:
     templates: Float32
     start_latent: Float32
     faces: npt.NDArray[np.int32]
-    colors: npt.NDArray[np.uint8] | None
+    colors: Colors | None
+    speaker_colors: Colors | None = None
     landmarks: Mapping[str, npt.NDArray[np.int32]] = field(default_factory=dict)
 
     def blend(self, speaker: Speaker) -> tuple[Float32, Float32]:
@@ -46,6 +49,25 @@ class Identity:
         if not isinstance(speaker, Mapping):
             index = 0 if speaker is None else self._index(speaker)
             return self.styles[index], self.templates[index]
+        weights = self._weights(speaker)
+        style = np.tensordot(weights, self.styles, 1)
+        template = np.tensordot(weights, self.templates, 1)
+        return style.astype(np.float32), template.astype(np.float32)
+
+    def colors_of(self, speaker: Speaker) -> Colors | None:
+        """Colours [V, 3] of a speaker as for `blend`, whose sRGB values are averaged; `colors` where all look
+        alike. Raises SpeakerError.
+        """
+        if self.speaker_colors is None:
+            return self.colors
+        if isinstance(speaker, Mapping):
+            mean = np.tensordot(self._weights(speaker), self.speaker_colors, 1)
+            return _frozen(np.rint(mean).astype(np.uint8))
+        colors: Colors = self.speaker_colors[0 if speaker is None else self._index(speaker)]
+        return colors
+
+    def _weights(self, speaker: Mapping[SpeakerId, float]) -> npt.NDArray[np.float64]:
+        """Weights [n] of a blend, which add up to 1."""
         weights = np.zeros(len(self.names), np.float64)
         for name, weight in speaker.items():
             if not isinstance(weight, Real) or not math.isfinite(weight) or weight < 0:
@@ -56,9 +78,7 @@ class Identity:
         if weights.sum() <= 0:
             raise SpeakerError("A blend of speakers needs at least one weight above 0.")
         weights /= weights.sum()
-        style = np.tensordot(weights, self.styles, 1)
-        template = np.tensordot(weights, self.templates, 1)
-        return style.astype(np.float32), template.astype(np.float32)
+        return weights
 
     def _index(self, speaker: SpeakerId) -> int:
         known = f"This model knows {', '.join(self.names)} (0 to {len(self.names) - 1})."
@@ -88,8 +108,6 @@ def read_identity(directory: Path, manifest: Manifest) -> Identity:
         raise ModelError(
             f"{path}: `speaker_names` must be distinct and at least one; it holds {list(names)}."
         )
-    colors = arrays.get("colors")
-    has_colors = colors is not None and colors.size > 0
     faces = _array(arrays, "faces", path)
     if faces.size and (faces.min() < 0 or faces.max() >= n_vertices):
         raise ModelError(f"{path}: `faces` point outside the {n_vertices} vertices. Export again.")
@@ -99,15 +117,22 @@ def read_identity(directory: Path, manifest: Manifest) -> Identity:
         templates=_shaped(arrays, "templates", (n, n_vertices, 3), path),
         start_latent=_shaped(arrays, "start_latent", (manifest.latent_width,), path),
         faces=_frozen(faces.reshape(-1, 3).astype(np.int32)),
-        colors=_frozen(_checked(arrays["colors"], "colors", (n_vertices, 3), path).astype(np.uint8))
-        if has_colors
-        else None,
+        colors=_colors(arrays, "colors", (n_vertices, 3), path),
+        speaker_colors=_colors(arrays, "identity_colors", (n, n_vertices, 3), path),
         landmarks={
             name: _vertex_numbers(arrays[name], name, n_vertices, path)
             for name in LANDMARKS
             if name in arrays
         },
     )
+
+
+def _colors(arrays: dict[str, Any], name: str, shape: tuple[int, ...], path: Path) -> Colors | None:
+    """uint8 sRGB of `shape`; None where the file has none."""
+    array = arrays.get(name)
+    if array is None or array.size == 0:
+        return None
+    return _frozen(_checked(array, name, shape, path).astype(np.uint8))
 
 
 def _vertex_numbers(array: npt.NDArray[Any], name: str, n_vertices: int, path: Path) -> npt.NDArray[np.int32]:

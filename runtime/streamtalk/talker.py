@@ -80,8 +80,14 @@ class Talker:
 
     @property
     def colors(self) -> npt.NDArray[np.uint8] | None:
-        """Colours of the vertices [V, 3], or None."""
+        """Colours of the vertices [V, 3], uint8 sRGB, or None: the first speaker's, and those for a `template`
+        of one's own.
+        """
         return self.identity.colors
+
+    def colors_of(self, speaker: Speaker = None) -> npt.NDArray[np.uint8] | None:
+        """Colours [V, 3] of a speaker as given to `open`; a blend's are the mean. Raises SpeakerError."""
+        return self.identity.colors_of(speaker)
 
     @property
     def landmarks(self) -> Mapping[str, npt.NDArray[np.int32]]:

@@ -12,6 +12,13 @@ from streamtalk_export.errors import ExportError
 from streamtalk_export.templates import read_faces, read_templates
 
 V = 5
+WRONG_COLORS = [
+    ("colors", np.zeros((V - 1, 3), np.uint8)),
+    ("colors", np.zeros((V, 3))),
+    ("colors", np.full((V, 3), 256)),
+    ("identity_colors", np.zeros((V, 3), np.uint8)),
+    ("identity_colors", np.full((2, V, 3), -1)),
+]
 FACE = np.arange(3 * V, dtype=np.float64).reshape(V, 3)
 
 
@@ -35,7 +42,7 @@ def test_arrays_archives_and_meshes(tmp_path: Path) -> None:
     mesh = read_faces(tmp_path / "m.obj", V)
     assert mesh.faces.tolist() == [[0, 1, 2], [2, 3, 4]]
     assert mesh.colors.shape == (0, 3)
-    assert (mesh.landmarks, mesh.shapes) == ({}, None)
+    assert (mesh.landmarks, mesh.shapes, mesh.identity_colors) == ({}, None, None)
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 5])
@@ -95,5 +102,10 @@ def test_wrong_sizes(tmp_path: Path) -> None:
         read_templates(tmp_path / "nan.npy", V, 2, ())
     with pytest.raises(ExportError, match="index vertices 0 to 5; the model has 5"):
         read_faces(tmp_path / "f.npy", V)
+    for name, colors in WRONG_COLORS:
+        arrays: dict[str, Any] = {"faces": [[0, 1, 2]], name: colors}
+        np.savez(tmp_path / "f.npz", **arrays)
+        with pytest.raises(ExportError, match=f" {name} of shape .* integers of 0 to 255"):
+            read_faces(tmp_path / "f.npz", V)
     with pytest.raises(ExportError, match="No template at"):
         read_templates(tmp_path / "none.npy", V, 2, ())

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import wave
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,17 @@ import pytest
 from streamtalk import Frame, Talker, cli
 from streamtalk.audio import devices
 from streamtalk.cli import main, run_mic
+from streamtalk.manifest import sha256_of
+from streamtalk.output.npz import NPY_HEADER_BYTES
 from tests.runtime.audio.test_microphone import FakePortAudio
-from tests.runtime.toy import LANDMARKS, SHAPES, speech
+from tests.runtime.toy import LANDMARKS, SHAPES, SPEAKERS, Toy, speech
 
 Array = npt.NDArray[Any]
 ROOT = Path(__file__).parents[2]
 SCRIPT = [sys.executable, str(ROOT / "run_mic.py")]
 SECOND = 16000
+VIVID = 100
+"""Between the channels of a pixel of pure paint, of 255; backdrop, captions and a film's soft edges stay below."""
 
 
 def write_wav(path: Path, pcm: Array, rate: int = 16000) -> Path:
@@ -68,12 +73,12 @@ def test_frames_are_those_of_the_api(engine: Path, talker: Talker, clip: Path, t
         made += [frame_arrays(frame) for frame in stream.flush()]
     frames, weights = map(np.array, zip(*made, strict=True))
     with np.load(out) as data:
-        assert sorted(data.files) == sorted(
-            ["vertices", "time_s", "fps", "faces", "template", "blendshapes", "blendshape_names", *LANDMARKS]
-        )
+        still = {"fps", "faces", "colors", "template", "blendshape_names", *LANDMARKS}
+        assert set(data.files) == {"vertices", "time_s", "blendshapes", *still}
         np.testing.assert_array_equal(data["vertices"], frames)
         np.testing.assert_array_equal(data["faces"], talker.faces)
         np.testing.assert_array_equal(data["template"], stream.template)
+        np.testing.assert_array_equal(data["colors"], talker.colors_of({"ada": 0.7, "bo": 0.3}), strict=True)
         np.testing.assert_array_equal(data["blendshapes"], weights, strict=True)
         assert tuple(data["blendshape_names"]) == talker.blendshape_names == SHAPES
         for name, vertices in LANDMARKS.items():
@@ -162,6 +167,26 @@ def test_a_film_with_sound_and_a_contact_sheet(engine: Path, clip: Path, tmp_pat
         assert sum(frame.samples for frame in film.decode(audio=0)) == pytest.approx(SECOND, abs=2048)
     assert (tmp_path / "x.png").stat().st_size > 1000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.wav", "x.mp4", "x.npz", "x.png"]
+
+
+def test_the_speakers_own_colours_are_drawn(toy: Toy, clip: Path, tmp_path: Path) -> None:
+    av, image = pytest.importorskip("av"), pytest.importorskip("PIL.Image")
+    engine = toy.write(tmp_path / "painted")
+    arrays: dict[str, Any] = toy.identity
+    arrays["identity_colors"][:] = np.diag([255, 255, 255])[:, None]  # ada is red, bo green, cy blue
+    np.savez(engine / "identity.npz", **arrays)
+    manifest = json.loads((engine / "manifest.json").read_text())
+    manifest["identity_sha256"] = sha256_of(engine / "identity.npz")
+    (engine / "manifest.json").write_text(json.dumps(manifest))
+    for channel, name in enumerate(SPEAKERS):
+        arguments = ["--engine", str(engine), "--wav", str(clip), "--fast", "--speaker", name]
+        assert run_mic([*arguments, "--contact-sheet", "x.png", "--out", "x.mp4"]) == 0
+        with av.open("x.mp4") as film:
+            first = next(film.decode(video=0)).to_ndarray(format="rgb24")
+        for picture in (np.array(image.open("x.png").convert("RGB")), first):
+            vivid = picture[np.ptp(picture, axis=-1) > VIVID]
+            assert len(vivid) > 0
+            assert set(vivid.argmax(axis=-1)) == {channel}
 
 
 def corrupt(engine: Path, target: Path) -> str:
@@ -305,7 +330,8 @@ def test_ctrl_c_ends_a_quiet_pipe(engine: Path, tmp_path: Path) -> None:
     running.stdin.flush()
     end = time.monotonic() + 20
     part = tmp_path / "x.npz.part"
-    while not (part.exists() and part.stat().st_size > 28 * 48):
+    headers = len(zipfile.ZipInfo("vertices.npy").FileHeader(zip64=True)) + NPY_HEADER_BYTES
+    while not (part.exists() and part.stat().st_size >= headers + 28 * 48):
         assert time.monotonic() < end
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)

@@ -331,6 +331,7 @@ def test_what_a_talker_tells(talker: Talker, tmp_path: Path) -> None:
     assert (talker.fps, talker.sample_rate, talker.backend) == (30, 16000, "onnxruntime-cpu")
     assert talker.faces.shape == (2, 3)
     assert talker.colors is not None
+    np.testing.assert_array_equal(talker.colors_of(), talker.colors)
     assert not talker.faces.flags.writeable
     bare = Talker.load(Toy(faces=False).write(tmp_path), threads=1)
     assert bare.colors is None

@@ -121,13 +121,16 @@ class Toy:
         """The arrays of `identity.npz`."""
         m, rng = self.manifest, np.random.default_rng(self.seed + 1)
         n, V = len(SPEAKERS), m.n_vertices
+        painted = V if self.faces else 0
+        paint = np.random.default_rng(self.seed + 3).integers(0, 256, (n, painted, 3), np.uint8)
         return {
             "styles": rng.standard_normal((n, m.condition_width)).astype(np.float32),
             "speaker_names": np.array(SPEAKERS),
             "start_latent": rng.standard_normal(m.latent_width).astype(np.float32),
             "templates": rng.standard_normal((n, V, 3)).astype(np.float32),
             "faces": np.array([[0, 1, 2], [0, 2, 3]] if self.faces else np.zeros((0, 3)), np.int32),
-            "colors": np.full((V, 3), 200, np.uint8) if self.faces else np.zeros((0, 3), np.uint8),
+            "colors": paint[0],
+            "identity_colors": paint,
             **(LANDMARKS if self.faces else {}),
         }
 

@@ -69,10 +69,12 @@ class Stage2:
     exact_start: float = 0.85  # after which features are computed at each frame's own time
     disturbed_from: float = 0.3  # share of the run until which the disturbances of hearing grow
     control_weight: float = 1.5
+    gap_weight: float = 2.0  # of the lips' gap, besides its share in the error of motion
+    speed_weight: float = 4.0  # keeps neighbouring frames from flickering
     blind_share: float = 0.15  # of the crops after history_start
     history_noise: float = 0.5  # largest deviation, in units of a latent's
-    history_offset: float = 1.0  # the same, of what lasts over a crop of the upper face
-    offset_share: float = 0.35  # of the crops, and as many again whose upper face is the model's own
+    history_offset: float = 0.4  # the same, of what lasts over a crop of the upper face
+    offset_share: float = 0.3  # of the crops, and as many again whose upper face is the model's own
     bfloat16: bool = False  # matrix products
     seed: int = 0
 
@@ -169,12 +171,12 @@ def stage2_loss(
         "latent": (drawn[..., :lips].float() - wanted[..., :lips]).square().mean(),
         "energy": energy_score(first[..., lips:], second[..., lips:], wanted[..., lips:]),
         "motion": 2 * reconstruction_loss(space, decoded, true),
+        "gap": plan.gap_weight * lip_gap_loss(space, decoded, true),
         "controls": plan.control_weight * ((decoded - true) @ controls).square().mean(),
         "hint": 0.5 * hint,
-        "speed": (movement - true_movement).abs().mean(),
+        "speed": plan.speed_weight * (movement - true_movement).abs().mean(),
     }
     values = {name: float(part.detach()) for name, part in parts.items()}
-    values["gap_mm"] = 10 * float(lip_gap_loss(space, decoded.detach(), true))
     return sum(parts.values(), torch.zeros((), device=device)), values
 
 
