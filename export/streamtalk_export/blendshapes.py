@@ -37,7 +37,7 @@ RANK_TOLERANCE = 1e-3
 """Directions of the last map weaker than this against the strongest are rounding (fp16 weights leave 1e-4)."""
 IN_SPAN = 0.02
 """Largest share of a shape, in length, outside the model's span for the model to count as able to make it. Of the
-bundled model's shapes those it was trained on have .0004 at most, the nearest other .18."""
+bundled model's shapes those it was trained on have .004 at most, the nearest other .18."""
 EXPLAINED = 0.05
 """Largest share of the model's span, in length, outside the shapes in it for these to be all that moves."""
 RIDGE = 1e-3

@@ -5,18 +5,17 @@ Each graph is driven the way the runtime drives it, over consecutive frames, and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 
 from streamtalk.manifest import Manifest, Parity
 from streamtalk_export.blendshapes import WeightMatrix
 from streamtalk_export.config import SAMPLE_RATE
+from streamtalk_export.drive import Graphs, Probe, Stream, next_frame
 from streamtalk_export.hubert import HubertEncoder
 from streamtalk_export.model import TalkerModel, stream_frames
 from streamtalk_export.sampler import SamplerTable
@@ -32,60 +31,6 @@ MAX_FRAMES = 80
 FRAMES_AFTER_FILLING = 8
 """Frames certified beyond the point where history and decode window are full and begin to forget."""
 PROBE_SECONDS = 4
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Input that exercises a model: pcm [n], noise [L, C], speaker, template [3V].
-
-    The audio is longer than `PROBE_SECONDS` by a window: silence would be encoded as rounding noise where
-    a normalisation follows zeros, and two correct implementations would disagree.
-    """
-
-    pcm: Array
-    noise: Array
-    speaker: int
-    template: Array
-
-
-def probe_audio(seconds: float) -> Array:
-    """Voiced bursts with moving formants and pauses, [n] float32 at 16 kHz; the same everywhere."""
-    t = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    pitch = 2 * np.pi * np.cumsum(120 + 30 * np.sin(2 * np.pi * 0.7 * t)) / SAMPLE_RATE
-    harmonics = np.arange(1, 25)[:, None]
-    formant = 900 + 600 * np.sin(2 * np.pi * 2.3 * t)
-    weight = np.exp(-(((harmonics * 130 - formant) / 500) ** 2)) + 0.1 / harmonics
-    voice = (weight * np.sin(harmonics * pitch)).sum(0)
-    envelope = np.clip(np.sin(2 * np.pi * 3.1 * t) + 0.4, 0, 1) * (np.sin(2 * np.pi * 0.45 * t) > -0.8)
-    return (0.1 * envelope * voice + 1e-4 * np.sin(2 * np.pi * 3333 * t)).astype(np.float32)
-
-
-class _Graphs:
-    """Sessions of a model directory, addressed by graph name."""
-
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self._sessions: dict[str, Any] = {}
-        self._directory, self._manifest, self._options = directory, manifest, options
-
-    def run(self, name: str, **inputs: Array) -> list[Array]:
-        """Outputs of the first slot; every slot gets the same inputs, given without the batch axis."""
-        graph = self._manifest.graphs[name]
-        if name not in self._sessions:
-            self._sessions[name] = onnxruntime.InferenceSession(
-                str(self._directory / graph.file), self._options, providers=["CPUExecutionProvider"]
-            )
-        batch = int(graph.inputs[0].shape[0])
-        batched = {
-            key: np.ascontiguousarray(np.broadcast_to(value, (batch, *value.shape)))
-            for key, value in inputs.items()
-        }
-        return [out[0] for out in self._sessions[name].run(None, batched)]
-
-    def close(self, name: str) -> None:
-        """Let a session's memory go: full-size graphs are large."""
-        self._sessions.pop(name, None)
 
 
 def _line(
@@ -112,27 +57,6 @@ class _Error:
         return _line(subject, quantity, self.count, self.error, self.peak)
 
 
-class _Stream:
-    """The state that the runtime keeps for a stream, for driving graphs frame by frame."""
-
-    def __init__(self, manifest: Manifest, start_latent: Array) -> None:
-        m = self.manifest = manifest
-        self.cache = np.zeros(
-            (m.layers, 2, m.heads, m.history, m.condition_width // m.heads), dtype=np.float32
-        )
-        self.latents = np.zeros((m.decode_window, m.latent_width), dtype=np.float32)
-        self.latents[-1] = start_latent
-        self.frame = 0
-
-    def counters(self) -> dict[str, Array]:
-        m, i = self.manifest, self.frame
-        return {
-            "position": np.array(i % m.period),
-            "valid_frames": np.array(min(i, m.history)),
-            "valid_latents": np.array(min(i + 1, m.decode_window)),
-        }
-
-
 def certify(
     directory: Path,
     manifest: Manifest,
@@ -145,10 +69,10 @@ def certify(
     """Measure every graph of `directory` against `model`, and state what the blendshapes leave out. The caller
     decides what a missed bound means.
     """
-    graphs = _Graphs(directory, manifest)
+    graphs = Graphs(directory, manifest)
     features, lines = _certify_encoders(graphs, manifest, model, window, probe)
     lines += _certify_frames(graphs, manifest, model, table, features["offline"], probe)
-    moved = {kind: _moved(graphs, manifest, model, values, probe) for kind, values in features.items()}
+    moved = {kind: _moved(graphs, manifest, values, probe) for kind, values in features.items()}
     graphs.close("frame")
     lines += _streaming_cost(moved, manifest.metres_per_unit)
     if weights is not None:
@@ -157,7 +81,7 @@ def certify(
 
 
 def _certify_encoders(
-    graphs: _Graphs, manifest: Manifest, model: TalkerModel, window: AudioWindow, probe: Probe
+    graphs: Graphs, manifest: Manifest, model: TalkerModel, window: AudioWindow, probe: Probe
 ) -> tuple[dict[str, Array], list[Parity]]:
     clip = probe.pcm[: PROBE_SECONDS * SAMPLE_RATE]
     reference = model.offline_features(torch.from_numpy(clip)).numpy()
@@ -165,11 +89,8 @@ def _certify_encoders(
     graphs.close("audio_encoder_offline")
     streaming_module = StreamingEncoder(model.audio_encoder, window, manifest.level_floor).eval()
     frames = len(clip) * manifest.fps // SAMPLE_RATE
-    padded = np.pad(probe.pcm, (window.context_samples, 0))
     streamed, worst = [], _Error()
-    for first in range(0, frames, manifest.hop):
-        start = round(first * SAMPLE_RATE / manifest.fps)
-        pcm = padded[start : start + window.window_samples]
+    for pcm in probe.windows(manifest):
         (got,) = graphs.run("audio_encoder", pcm=pcm)
         with torch.no_grad():
             worst.add(got, streaming_module(torch.from_numpy(pcm[None]))[0].numpy())
@@ -209,7 +130,7 @@ def _normalised(pcm: Array) -> torch.Tensor:
 
 
 def _certify_frames(
-    graphs: _Graphs,
+    graphs: Graphs,
     manifest: Manifest,
     model: TalkerModel,
     table: SamplerTable,
@@ -223,14 +144,12 @@ def _certify_frames(
         model,
         torch.from_numpy(features[:count]),
         torch.from_numpy(probe.noise),
-        probe.speaker,
+        0,
         table,
         manifest.history,
         manifest.decode_window,
     )
-    style = model.diff_ar_network.obj_vector.weight[probe.speaker].numpy()
-    start = model.autoencoder.start_latent().numpy()
-    by_stage, fused = _Stream(manifest, start), _Stream(manifest, start)
+    by_stage, fused = (Stream(manifest, probe.start_latent) for _ in range(2))
     errors = {
         name: _Error() for name in ("condition_predictor", "diffusion_head", "vq_decoder", "frame", "state")
     }
@@ -242,7 +161,7 @@ def _certify_frames(
             "condition_predictor",
             audio_feature=features[i],
             previous_latent=by_stage.latents[-1],
-            style=style,
+            style=probe.style,
             kv_cache=by_stage.cache,
             position=counters["position"],
             valid_frames=counters["valid_frames"],
@@ -255,7 +174,7 @@ def _certify_frames(
             valid_latents=np.array(min(i + 2, manifest.decode_window)),
             template=probe.template,
         )
-        vertices = _next_frame(graphs, fused, features[i], style, probe)
+        vertices = next_frame(graphs, fused, features[i], probe)
         errors["condition_predictor"].add(got_condition, condition)
         errors["diffusion_head"].add(got_latent, latent)
         errors["vq_decoder"].add(got_vertices, want)
@@ -270,31 +189,11 @@ def _certify_frames(
     return [*lines, errors["state"].line("frame", "max_abs_error_of_final_state")]
 
 
-def _next_frame(graphs: _Graphs, stream: _Stream, feature: Array, style: Array, probe: Probe) -> Array:
-    """Run the fused graph for the stream's next frame: vertices [V, 3]."""
-    vertices, stream.cache, stream.latents = graphs.run(
-        "frame",
-        audio_feature=feature,
-        noise=probe.noise[stream.frame],
-        style=style,
-        template=probe.template,
-        kv_cache=stream.cache,
-        latents=stream.latents,
-        active=np.array(True),
-        **stream.counters(),
-    )
-    stream.frame += 1
-    return vertices
-
-
-def _moved(
-    graphs: _Graphs, manifest: Manifest, model: TalkerModel, features: Array, probe: Probe
-) -> npt.NDArray[np.float64]:
+def _moved(graphs: Graphs, manifest: Manifest, features: Array, probe: Probe) -> npt.NDArray[np.float64]:
     """Vertices [L, V, 3] of the probe's stream, driven by the fused graph."""
-    style = model.diff_ar_network.obj_vector.weight[probe.speaker].numpy()
-    stream = _Stream(manifest, model.autoencoder.start_latent().numpy())
+    stream = Stream(manifest, probe.start_latent)
     driven = features[: len(probe.noise)]
-    frames = [_next_frame(graphs, stream, feature, style, probe) for feature in driven]
+    frames = [next_frame(graphs, stream, feature, probe) for feature in driven]
     return np.stack(frames).astype(np.float64)
 
 

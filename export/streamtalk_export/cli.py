@@ -13,6 +13,7 @@ import numpy as np
 from streamtalk.manifest import Manifest, sha256_of
 from streamtalk_export.checkpoint import load_model, random_model
 from streamtalk_export.config import PRESETS, SPEAKERS, ModelConfig, load_config
+from streamtalk_export.engines import FAMILIES, Builder
 from streamtalk_export.errors import ExportError
 from streamtalk_export.export_model import Identities, Settings, export_model
 from streamtalk_export.hubert import hubert_config
@@ -64,9 +65,21 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--no-fold", action="store_true", help="unroll a linear head's steps instead of folding them"
     )
-    p.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
     p.add_argument(
-        "--targets", default="onnx", metavar="LIST", help="onnx (engines come with a later version)"
+        "--precision",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="fp16 writes float16 graphs as well, and builds the engines from them",
+    )
+    p.add_argument(
+        "--targets", default="onnx", metavar="LIST", help=f"onnx, {', '.join(FAMILIES)}: what to build"
+    )
+    p.add_argument(
+        "--compute-capability",
+        type=_capabilities,
+        default=(),
+        metavar="LIST",
+        help="GPUs that tensorrt_rtx builds for, such as 75,86,89,120 (default: all that it knows)",
     )
     return p
 
@@ -76,6 +89,13 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} must be at least 1")
     return value
+
+
+def _capabilities(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} must be numbers such as 75,86") from error
 
 
 def _amount(text: str) -> float:
@@ -117,12 +137,15 @@ def run(arguments: argparse.Namespace) -> tuple[Path, Manifest]:
             f"No bundled model in {BUNDLED}; give --config with --checkpoint or --random-weights."
         )
     targets = set(arguments.targets.split(","))
-    if unknown := targets - {"onnx", "tensorrt", "tensorrt_rtx"}:
+    if unknown := targets - {"onnx", *FAMILIES}:
         raise ExportError(
-            f"--targets {', '.join(sorted(unknown))} is unknown; known: onnx, tensorrt, tensorrt_rtx."
+            f"--targets {', '.join(sorted(unknown))} is unknown; known: onnx, {', '.join(FAMILIES)}."
         )
-    if targets != {"onnx"} or arguments.precision != "fp32":
-        raise ExportError("This version writes float32 ONNX only: use --targets onnx --precision fp32.")
+    targets.discard("onnx")
+    for target in sorted(targets):
+        Builder(target, arguments.compute_capability)
+    if arguments.compute_capability and not targets:
+        raise ExportError("--compute-capability is for engines; add --targets tensorrt_rtx.")
     if not bundled and arguments.config is None:
         raise ExportError(
             f"--config is needed with a checkpoint: a YAML file, or one of {', '.join(PRESETS)}."
@@ -157,6 +180,9 @@ def run(arguments: argparse.Namespace) -> tuple[Path, Manifest]:
         sampler=arguments.sampler,
         batch=arguments.batch,
         fold=not arguments.no_fold,
+        precision=arguments.precision,
+        targets=tuple(sorted(targets)),
+        compute_capabilities=arguments.compute_capability,
     )
 
     def say(line: str) -> None:

@@ -16,21 +16,35 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from streamtalk.manifest import FILE_NAME, SCHEMA_VERSION, Asset, Graph, Manifest, Parity, sha256_of
+from streamtalk.manifest import (
+    FILE_NAME,
+    SCHEMA_VERSION,
+    Asset,
+    Graph,
+    Manifest,
+    Parity,
+    Precision,
+    graph_key,
+    sha256_of,
+)
 from streamtalk_export.blendshapes import WeightMatrix, weight_matrix
-from streamtalk_export.certificate import PROBE_SECONDS, Probe, certify, probe_audio
+from streamtalk_export.certificate import PROBE_SECONDS, certify
 from streamtalk_export.config import SAMPLE_RATE, Sampler
+from streamtalk_export.drive import Probe
+from streamtalk_export.engines import build_engines
 from streamtalk_export.errors import ExportError
 from streamtalk_export.graphs import ConditionPredictor, Frame, NewestFrameDecoder, diffusion_head
+from streamtalk_export.half_certificate import STREAM_SECONDS, certify_half, make_probe
 from streamtalk_export.hubert import HubertEncoder
 from streamtalk_export.model import TalkerModel
-from streamtalk_export.onnx_file import write_graph
+from streamtalk_export.onnx_file import write_graph, write_half
 from streamtalk_export.sampler import SamplerTable, sampler_table
 from streamtalk_export.templates import Mesh
 from streamtalk_export.windows import AudioWindow, OfflineEncoder, StreamingEncoder, audio_window
 
 IDENTITY = "identity.npz"
 BLENDSHAPES = "blendshapes.npz"
+PROBE = "probe.npz"
 Say = Callable[[str], None]
 
 
@@ -51,6 +65,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     batch: int = 1
     fold: bool = True
     """Fold a linear head; False unrolls it, for measuring what folding saves."""
+    precision: Precision = "fp32"
+    """fp16 writes float16 graphs beside the float32 ones; engines are built from this precision."""
+    targets: tuple[str, ...] = ()
+    """Engines to build: tensorrt, tensorrt_rtx."""
+    compute_capabilities: tuple[int, ...] = ()
+    """What TensorRT-RTX builds for, such as 86; none is all that it knows."""
 
 
 class Identities(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,10 +115,10 @@ def export_model(
     table = sampler_table(config.schedule, steps, sampler)
     folded = settings.fold and config.predictor.head == "linear"
     with _new_directory(out) as directory:
+        _write_identity(model, identities, directory / IDENTITY)
         graphs = _write_graphs(
             model, table, window, directory, (history, decode_window, settings.batch, folded), say
         )
-        _write_identity(model, identities, directory / IDENTITY)
         shapes = identities.mesh.shapes
         weights = None if shapes is None else weight_matrix(shapes, model.autoencoder.decoder)
         manifest = Manifest(
@@ -132,19 +152,38 @@ def export_model(
             blendshapes=None if weights is None else _write_blendshapes(weights, directory, say),
             graphs=graphs,
         )
+        with np.load(directory / IDENTITY) as archive:
+            identity = dict(archive)
+        if settings.precision == "fp16":
+            half = {graph_key(name, "fp16"): write_half(directory, graph) for name, graph in graphs.items()}
+            manifest = msgspec.structs.replace(manifest, graphs={**graphs, **half})
+        # Before the long checks: a graph that does not build is found in seconds.
+        engines = build_engines(
+            directory,
+            manifest.graphs,
+            settings.precision,
+            settings.targets,
+            settings.compute_capabilities,
+            say,
+        )
         say("checking every graph against the torch model")
-        noise = np.random.default_rng(0).standard_normal(
-            (PROBE_SECONDS * config.fps, config.predictor.vq_dim)
+        parity = certify(
+            directory,
+            manifest,
+            model,
+            table,
+            window,
+            Probe.make(manifest, PROBE_SECONDS, identity),
+            weights,
         )
-        probe = Probe(
-            pcm=probe_audio(PROBE_SECONDS + window.window_samples / SAMPLE_RATE),
-            noise=noise.astype(np.float32),
-            speaker=0,
-            template=identities.templates[0].reshape(-1),
-        )
-        parity = certify(directory, manifest, model, table, window, probe, weights)
         _enforce(parity)
-        manifest = msgspec.structs.replace(manifest, parity=tuple(parity))
+        if settings.precision == "fp16":
+            say(f"checking float16 against float32 over {STREAM_SECONDS} s of audio")
+            parity += certify_half(directory, manifest, identity)
+            _enforce(parity)
+        make_probe(directory, manifest, identity).save(directory / PROBE)
+        probe = Asset(file=PROBE, sha256=sha256_of(directory / PROBE))
+        manifest = msgspec.structs.replace(manifest, parity=tuple(parity), engines=engines, probe=probe)
         encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
         (directory / FILE_NAME).write_bytes(encoded)
     return manifest
@@ -280,6 +319,12 @@ def _write_graphs(
 def _write_identity(model: TalkerModel, identities: Identities, path: Path) -> None:
     styles = model.diff_ar_network.obj_vector.weight.numpy()
     shape = (len(styles), model.config.n_vertices, 3)
+    own = identities.mesh.identity_colors
+    if own is not None and own.shape != shape:
+        raise ExportError(
+            f"The faces file holds `identity_colors` of {len(own)} speakers; the model has {len(styles)}. "
+            "Give one row a speaker, in the model's order, or leave the array out."
+        )
     arrays: dict[str, npt.NDArray[Any]] = dict(
         styles=styles,
         speaker_names=np.array(identities.speaker_names),
@@ -287,6 +332,7 @@ def _write_identity(model: TalkerModel, identities: Identities, path: Path) -> N
         templates=np.broadcast_to(identities.templates, shape),
         faces=identities.mesh.faces,
         colors=identities.mesh.colors,
+        **({} if own is None else {"identity_colors": own}),
         **identities.mesh.landmarks,
     )
     np.savez(path, **arrays)  # type: ignore[arg-type]  # of the stubs: an array might be named allow_pickle

@@ -197,7 +197,8 @@ class NewestFrameDecoder(nn.Module):
         valid_latents = torch.minimum(valid_latents, self.size)
         oldest = (len(self.slots) - valid_latents)[:, None, None]
         valid = self.slots >= oldest  # [B, D, 1]
-        first = (self.slots == oldest).to(latents.dtype).transpose(1, 2) @ latents
+        # A sum rather than a product of matrices, which float16 graphs would round.
+        first = ((self.slots == oldest).to(latents.dtype) * latents).sum(1, keepdim=True)
         x = self.pre(torch.where(valid, latents, first)).transpose(1, 2)
         x = torch.cat([x[:, :, :1], x[:, :, :1], x, x[:, :, -1:], x[:, :, -1:]], dim=2)
         x = F.leaky_relu(F.conv1d(x, self.conv_weight, self.conv_bias), self.slope).transpose(1, 2)

@@ -11,9 +11,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from streamtalk.manifest import Graph, sha256_of
+from streamtalk.manifest import Graph, Precision, sha256_of
 from streamtalk.manifest import Tensor as TensorInfo
 from streamtalk_export.errors import ExportError
+from streamtalk_export.half import to_half
 
 OPSET = 18
 IR_VERSION = 10
@@ -68,6 +69,19 @@ def write_graph(
     model = program.model_proto
     _anonymise(model)
     _check(model, path.name)
+    return save_graph(model, path, "fp32")
+
+
+def write_half(directory: Path, graph: Graph) -> Graph:
+    """Write the float16 form of an exported graph beside it; returns its manifest entry. Raises ExportError."""
+    path = directory / graph.file
+    model = to_half(onnx.load(path))
+    _check(model, path.name)
+    return save_graph(model, path.with_suffix(".fp16.onnx"), "fp16")
+
+
+def save_graph(model: onnx.ModelProto, path: Path, precision: Precision) -> Graph:
+    """Save a checked graph, large weights beside it; returns its manifest entry."""
     data = path.name + ".data"
     external = sum(len(t.raw_data) for t in model.graph.initializer) > EXTERNAL_DATA_BYTES
     onnx.save(model, path, save_as_external_data=external, location=data, size_threshold=1024)
@@ -75,7 +89,7 @@ def write_graph(
     return Graph(
         file=path.name,
         files={name: sha256_of(path.parent / name) for name in names},
-        precision="fp32",
+        precision=precision,
         inputs=tuple(_describe(value) for value in model.graph.input),
         outputs=tuple(_describe(value) for value in model.graph.output),
     )

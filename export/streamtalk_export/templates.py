@@ -43,7 +43,8 @@ class Templates:
     names: tuple[str, ...]
 
 
-def _read_pickle(path: Path) -> dict[str, Any]:
+def read_pickle(path: Path) -> dict[str, Any]:
+    """What a pickle of numpy arrays holds, by name ("" for what is no dict). Raises ExportError."""
     try:
         with path.open("rb") as file:
             # latin1: the datasets' pickles were written by Python 2.
@@ -85,7 +86,7 @@ def read_templates(path: Path, n_vertices: int, n_speakers: int, speakers: Seque
     if path.suffix in (".npy", ".npz"):
         content = _read_arrays(path)
     elif path.suffix in (".pkl", ".pickle"):
-        content = _read_pickle(path)
+        content = read_pickle(path)
     else:
         content = {"": _read_mesh(path)[0]}
     if "templates" in content:

@@ -23,6 +23,7 @@ left and right corner [2], left and right eye's upper and lower margin [2, 2].""
 
 FRAME = "frame"
 AUDIO_ENCODER = "audio_encoder"
+Precision = Literal["fp32", "fp16"]
 
 
 class Tensor(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -38,19 +39,28 @@ class Graph(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
 
     file: str
     files: dict[str, str]
-    precision: Literal["fp32", "fp16"]
+    precision: Precision
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
+    @property
+    def sha256(self) -> str:
+        """One hash over the graph's files: what an engine is built from."""
+        lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(self.files.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
 
 class Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """One TensorRT engine built from a graph."""
+    """One TensorRT engine, built from graph `graph` at `precision`, whose `Graph.sha256` was `graph_sha256`.
+
+    `compute_capability`: numbers such as `86` or `75,86`, or `any` that the library builds for.
+    """
 
     graph: str
     file: str
     sha256: str
     backend: Literal["tensorrt", "tensorrt_rtx"]
-    precision: Literal["fp32", "fp16"]
+    precision: Precision
     tensorrt_version: str
     compute_capability: str
     graph_sha256: str
@@ -110,6 +120,8 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     blendshapes: Asset | None = None
     graphs: dict[str, Graph]
     engines: tuple[Engine, ...] = ()
+    probe: Asset | None = None
+    """Inputs and expected outputs that an engine must reproduce on a device before it is trusted there."""
     parity: tuple[Parity, ...] = ()
 
     def check(self, where: Path) -> None:
@@ -133,6 +145,11 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
                 f"{where}: manifest schema {self.schema}, this version reads {SCHEMA_VERSION}; "
                 "export again with the matching version."
             )
+
+
+def graph_key(name: str, precision: Precision) -> str:
+    """The key in `Manifest.graphs` of graph `name` at a precision: float16 ones carry a suffix."""
+    return name if precision == "fp32" else f"{name}.{precision}"
 
 
 def sha256_of(path: Path) -> str:

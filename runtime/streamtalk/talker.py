@@ -10,13 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtalk.backends import AUTO, Choice, Options, choose
+from streamtalk.backends.slots import SlotBackend
+from streamtalk.batch import Batch
 from streamtalk.blendshapes import Blendshapes, WeightSolver, read_blendshapes
 from streamtalk.clock import Clock
-from streamtalk.errors import UsageError
+from streamtalk.errors import BackendError, UsageError
 from streamtalk.identity import Identity, Speaker, read_identity
 from streamtalk.manifest import Manifest, read_manifest
 from streamtalk.noise import GivenNoise, NoiseFn, SeededNoise
 from streamtalk.stream import Stream
+from streamtalk.voice import Counter, Float32, Voice
 
 
 @dataclass(frozen=True)
@@ -118,14 +121,39 @@ class Talker:
 
         Raises SpeakerError and UsageError.
         """
+        style, voice = self._voice(np.zeros(1, np.int64), speaker, seed, template, noise)
+        lane = self.choice.backend.lane(style, voice.template, self.identity.start_latent)
+        return Stream(voice, lane)
+
+    def batch(self) -> Batch:
+        """Open a batch: as many voices in one launch as the model was exported for with `--batch`.
+
+        Raises BackendError where the backend cannot.
+        """
+        backend = self.choice.backend
+        if not isinstance(backend, SlotBackend):
+            raise BackendError(
+                f"{backend.name} runs one voice a launch in this version: use `open` for each, or load with "
+                'backend="onnxruntime-cpu".'
+            )
+        return Batch(self.manifest.batch, backend.slots(self.identity.start_latent), self._voice)
+
+    def _voice(
+        self,
+        count: Counter,
+        speaker: Speaker,
+        seed: int,
+        template: npt.ArrayLike | None,
+        noise: npt.ArrayLike | NoiseFn | None,
+    ) -> tuple[Float32, Voice]:
+        """Style [E] and the host's half of a voice, for what a caller of `open` gave."""
         m = self.manifest
         style, face = self.identity.blend(speaker)
         if template is not None:
             face = _template(template, m.n_vertices)
         source = SeededNoise(seed, m.latent_width) if noise is None else GivenNoise(noise, m.latent_width)
-        lane = self.choice.backend.lane(style, face, self.identity.start_latent)
         weights = WeightSolver(self.blendshapes, face) if self.blendshapes else None
-        return Stream(self._clock, lane, source, face, weights)
+        return style, Voice(self._clock, source, face, weights, count)
 
     @property
     def _clock(self) -> Clock:

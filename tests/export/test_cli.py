@@ -117,6 +117,24 @@ def test_identity_file(exported: Callable[[Golden, str], Driver]) -> None:
         assert identity["templates"].shape == (3, 93, 3)
         assert np.array_equal(identity["templates"][2].reshape(-1), GOLDEN["template"])
         assert len(identity["speaker_names"]) == 3
+        assert "identity_colors" not in identity.files
+
+
+def test_the_speakers_colours_reach_the_identity_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    n, V = 3, 93  # of the small preset
+    paint = np.random.default_rng(0).integers(0, 256, (n, V, 3), np.uint8)
+    face, out = tmp_path / "face.npz", tmp_path / "model"
+    arguments = [*SMALL, "--out", str(out), "--history", "4", "--faces", str(face)]
+    np.savez(face, faces=[[0, 1, 2]], identity_colors=paint)
+    assert main(arguments) == 0
+    with np.load(out / "identity.npz") as identity:
+        np.testing.assert_array_equal(identity["identity_colors"], paint, strict=True)
+        np.testing.assert_array_equal(identity["colors"], paint[0], strict=True)
+    np.savez(face, faces=[[0, 1, 2]], identity_colors=paint[:2])
+    assert main(arguments) == 2
+    assert "`identity_colors` of 2 speakers; the model has 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamtalk_export.certificate import probe_audio
 from streamtalk_export.config import AudioEncoderConfig, ConfigError, ModelConfig
+from streamtalk_export.drive import probe_audio
 from streamtalk_export.hubert import HubertEncoder
 from streamtalk_export.mel import MelEncoder
 from streamtalk_export.windows import AudioWindow, StreamingEncoder, audio_window

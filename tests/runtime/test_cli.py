@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import wave
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -330,7 +329,7 @@ def test_ctrl_c_ends_a_quiet_pipe(engine: Path, tmp_path: Path) -> None:
     running.stdin.flush()
     end = time.monotonic() + 20
     part = tmp_path / "x.npz.part"
-    headers = len(zipfile.ZipInfo("vertices.npy").FileHeader(zip64=True)) + NPY_HEADER_BYTES
+    headers = 62 + NPY_HEADER_BYTES  # a zip64 entry of this name, and what says that it is an array
     while not (part.exists() and part.stat().st_size >= headers + 28 * 48):
         assert time.monotonic() < end
         time.sleep(0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -61,6 +62,42 @@ def test_another_plan_needs_another_folder(tmp_path: Path, monkeypatch: pytest.M
     corpus.make(corpus.CorpusPlan(hours=0.02, seed=4), tmp_path, processes=1)
     with pytest.raises(ValueError, match="holds another corpus"):
         corpus.make(corpus.CorpusPlan(hours=0.02, seed=5), tmp_path, processes=1)
+
+
+def test_shards_of_older_code_are_refused(
+    tmp_path: Path, small: corpus.CorpusPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = corpus.planned_clips(small)
+    corpus.stamp(small, corpus.shards_of(specs), tmp_path)
+    corpus.stamp(small, corpus.shards_of(specs), tmp_path)
+    other = {**specs, "train": specs["train"][::-1]}
+    with pytest.raises(ValueError, match="holds another corpus"):
+        corpus.stamp(small, corpus.shards_of(other), tmp_path)
+    monkeypatch.setattr(corpus, "CORPUS_VERSION", corpus.CORPUS_VERSION + 1)
+    with pytest.raises(ValueError, match="holds another corpus"):
+        corpus.stamp(small, corpus.shards_of(specs), tmp_path)
+
+
+def test_only_the_plan_s_shards_are_read(tmp_path: Path) -> None:
+    clips = [render(ClipSpec(index, 3, "sounds", "hum", (), False), SPEAK) for index in range(3)]
+    for index, clip in enumerate(clips):
+        corpus.save_shard(tmp_path / "sounds" / f"{index:05d}.npz", [clip])
+    assert len(corpus.load_split(tmp_path, "sounds")) == 3  # an older corpus, whose plan counts no shards
+    plan = tmp_path / corpus.PLAN_FILE
+    plan.write_text(json.dumps({"shards": {"sounds": 2}}))
+    assert [clip.spec.index for clip in corpus.load_split(tmp_path, "sounds")] == [0, 1]
+    plan.write_text(json.dumps({"shards": {"sounds": 4}}))
+    with pytest.raises(FileNotFoundError, match="lacks 1 of 4 shards"):
+        corpus.load_split(tmp_path, "sounds")
+
+
+def test_the_command_refuses_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / corpus.PLAN_FILE).write_text("{}")
+    with pytest.raises(SystemExit) as ended:
+        corpus.main(["--hours", "0.02", "--out", str(tmp_path)])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and "holds another corpus" in said
 
 
 def test_a_split_that_was_not_made_is_missed(tmp_path: Path) -> None:

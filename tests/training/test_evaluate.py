@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,24 @@ def test_figures_are_rounded_and_stay_json() -> None:
     figures = {"a": 0.123456, "b": float("nan"), "c": [1.00001, 2], "d": {"e": "text", "f": True}}
     assert evaluate.rounded(figures) == {"a": 0.1235, "b": None, "c": [1.0, 2], "d": {"e": "text", "f": True}}
     json.dumps(evaluate.rounded(figures), allow_nan=False)
+
+
+def test_a_partial_evaluation_replaces_no_published_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, elsewhere = tmp_path / "model", tmp_path / "report"
+
+    def goes(absent: list[str], out: Path | None = None, quick: bool = False) -> Path:
+        options = argparse.Namespace(model=model, report=elsewhere, out=out, quick=quick)
+        return evaluate.destination(options, absent)
+
+    assert goes([]) == model / "evaluation.json"
+    assert goes([], quick=True) == elsewhere / "evaluation.json"
+    assert capsys.readouterr().err == ""
+    assert goes(["awb", "real"]) == elsewhere / "evaluation.json"
+    assert "awb, real" in capsys.readouterr().err
+    assert goes(["real"], out=model / "x" / ".." / "evaluation.json") == elsewhere / "evaluation.json"
+    assert goes(["real"], out=tmp_path / "mine.json") == tmp_path / "mine.json"
 
 
 def test_a_model_that_is_not_there_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from streamtalk_export.blendshapes import ARKIT_NAMES
 from streamtalk_training.face import (
-    ARKIT_NAMES,
     STEP_M,
     Face,
     build_face,

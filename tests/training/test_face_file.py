@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamtalk_training.face import ARKIT_NAMES, Face, FaceFileError, load_face, main, pose, save_face
+from streamtalk_export.blendshapes import ARKIT_NAMES
+from streamtalk_training.face import Face, FaceFileError, load_face, main, pose, save_face
 
 
 def tiny_face() -> Face:

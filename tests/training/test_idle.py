@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from streamtalk_training.clips import relative_loudness
 from streamtalk_training.coarticulation import ARKIT_INDEX
 from streamtalk_training.idle import BROW_NOISE, RAISES, idle_weights
 
@@ -79,6 +80,16 @@ def test_gaze_is_the_same_for_both_eyes(idle: np.ndarray) -> None:
 
 
 def test_the_level_of_the_sound_does_not_matter() -> None:
-    """Idle motion knows the sound by relative loudness alone: the same seed gives the same motion."""
-    once, again = (idle_weights(300, FPS, loudness()[:300], np.random.default_rng(2)) for _ in range(2))
+    """Idle motion knows the sound by relative loudness alone: speech forty decibels down moves it alike."""
+    frames = 900
+    random = np.random.default_rng(2)
+    pcm = (
+        np.repeat(loudness()[:frames], 16000 // FPS) * random.normal(0, 0.2, frames * (16000 // FPS))
+    ).astype(np.float32)
+    times_s = np.arange(frames) / FPS
+    quietly = np.float32(2**-7)  # a power of two: every sum scales without rounding
+    once, again = (
+        idle_weights(frames, FPS, relative_loudness(level * pcm, times_s), np.random.default_rng(2))
+        for level in (np.float32(1), quietly)
+    )
     np.testing.assert_array_equal(once, again)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from math import isnan
 from pathlib import Path
 
 import pytest
 
-from streamtalk_training import evaluate, report, targets
-from streamtalk_training.targets import Target, Verdict, verdicts
+from streamtalk_training import evaluate, report
+from streamtalk_training.targets import Target, Verdict, lacking, targets, verdicts
+from streamtalk_training.visemes import tables
 
 BUNDLED = Path(__file__).resolve().parents[2] / "models" / "bundled"
 
@@ -38,7 +40,7 @@ def test_a_target_says_what_it_wants() -> None:
 
 def evaluation(recall: float = 0.95) -> dict[str, object]:
     figures = dict.fromkeys(("closure_recall", "false_closures", "fv_roll"), 0.5)
-    figures |= {f"correlation_{name}": 0.5 for name in targets.CONTROLS}
+    figures |= {f"correlation_{name}": 0.5 for name in tables().controls}
     split = {
         "clips": 3,
         "minutes": 1.0,
@@ -56,16 +58,57 @@ def evaluation(recall: float = 0.95) -> dict[str, object]:
         "alignment_repeatability": {"clips": 0},
         "loop": {"by_pass": {"gap_mean": [1.0, 2.0, 2.0]}},
     }
-    made["targets"] = evaluate.judged(made)
+    made["targets"] = evaluate.rounded(evaluate.judged(made))
     return made
 
 
-def test_only_what_was_measured_is_judged() -> None:
+def test_what_was_not_measured_is_a_target_missed() -> None:
     found = {v.target.name: v for v in verdicts(evaluation())}
     assert found["awb: closure recall"].met
     assert not found["awb: false closures"].met
-    assert "real: closure recall" not in found and "blinks a minute" not in found
+    assert len(found) == len(list(targets()))
+    for name in ("real: closure recall", "blinks a minute", "loop: exploded"):
+        assert isnan(found[name].value) and not found[name].met
     assert not {v.target.name: v for v in verdicts(evaluation(0.5))}["awb: closure recall"].met
+
+
+def test_what_was_never_heard_is_named() -> None:
+    assert lacking(evaluation()) == ["real", "silence", "noise", "music", "hum"]
+    whole = {
+        "splits": {"awb": {}, "real": {}},
+        "sounds_worst": dict.fromkeys(("silence", "noise", "music", "hum")),
+    }
+    assert lacking(whole) == []
+
+
+def test_the_card_counts_what_was_not_measured() -> None:
+    made = evaluation()
+    figures = report.card_figures(made)
+    judged = made["targets"]
+    assert isinstance(judged, list)
+    met = [t for t in judged if t["met"]]
+    asked = [t for t in judged if not t["own"]]
+    assert 0 < len(asked) < len(judged) == len(list(targets()))
+    counts = f"{len(met)} of {len(judged)} targets are met; without the project's own bounds (†), "
+    assert figures.startswith(counts + f"{sum(t['met'] for t in asked)} of {len(asked)}.")
+    assert "| real: closure recall | not measured | ≥ 0.88 | **no** |" in figures
+    assert "| blinks a minute † | not measured | 15 to 20 | **no** |" in figures
+
+
+def test_the_card_knows_own_bounds_that_the_json_does_not_mark() -> None:
+    marked, unmarked = evaluation(), evaluation()
+    judged = unmarked["targets"]
+    assert isinstance(judged, list)
+    for target in judged:
+        del target["own"]
+    assert report.card_figures(unmarked) == report.card_figures(marked)
+
+
+def test_pauses_that_were_not_there_are_no_figure() -> None:
+    made = evaluation()
+    assert isinstance(made["splits"], dict)
+    made["splits"]["awb"]["pauses"] = {"gap_p95_mm": None, "gap_max_mm": None, "lip_speed_mm_s": None}
+    assert "the lips stand (not measured) apart" in report.card_figures(made)
 
 
 def test_the_card_changes_between_its_markers_alone() -> None:
@@ -95,6 +138,7 @@ def test_the_table_shows_what_is_missed(capsys: pytest.CaptureFixture[str]) -> N
     lines = capsys.readouterr().out.splitlines()
     assert any("awb: closure recall" in line and "yes" in line for line in lines)
     assert any("awb: false closures" in line and " no" in line for line in lines)
+    assert any("blinks a minute †" in line and "not measured" in line and " no" in line for line in lines)
 
 
 def test_the_bundled_card_agrees_with_its_json() -> None:

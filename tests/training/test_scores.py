@@ -91,6 +91,20 @@ def test_the_control_is_all_the_motion_moved_round() -> None:
     )
 
 
+def test_controls_of_opposite_signs_do_not_cancel() -> None:
+    floor = scores.floor_of(
+        [{"correlation_jaw": 0.4, "fv_roll": 0.2}, {"correlation_jaw": -0.4, "fv_roll": 0.4}]
+    )
+    assert floor == pytest.approx({"correlation_jaw": 0.4, "fv_roll": 0.3})
+
+
+@pytest.mark.parametrize("names", [("jaw", "fv"), ("fv", "jaw")])
+def test_a_control_that_is_no_number_is_not_passed_over(names: tuple[str, str]) -> None:
+    """In whichever order the figures come."""
+    found = {f"correlation_{name}": {"jaw": 0.1, "fv": float("nan")}[name] for name in names}
+    assert np.isnan(scores.largest_correlation(scores.floor_of([found, found])))
+
+
 def test_late_lips_are_found_late() -> None:
     pairs = perfect(4)
     late = [replace(p, predicted=READER.labelled(np.roll(p.speech.weights, 2, axis=0), 0)) for p in pairs]
@@ -120,3 +134,10 @@ def test_pauses_are_judged_by_themselves() -> None:
     assert figures["gap_max_mm"] == pytest.approx(10, rel=1e-2)
     later = READER.labelled(np.roll(weights, -6, axis=0)[:84], 0)
     assert scores.pause_scores([Pair(spoken, 0, later, later)], FPS)["gap_max_mm"] == 0
+
+
+def test_without_a_pause_there_is_no_figure() -> None:
+    pair = perfect(1)[0]
+    talking = replace(pair.speech, phones=(Phone(0.0, 13.0, "a", "AA"),))
+    figures = scores.pause_scores([replace(pair, speech=talking)], FPS)
+    assert all(np.isnan(value) for value in figures.values()) and len(figures) == 3

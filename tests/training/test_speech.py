@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from streamtalk_training import espeak, festival, flite
-from streamtalk_training.clips import ClipSpec, render, warped, with_silences
+from streamtalk_training.clips import ClipSpec, Speak, render, warped, with_silences
 from streamtalk_training.coarticulation import ARKIT_INDEX
 from streamtalk_training.corpus import speaker
 from streamtalk_training.espeak import Utterance
 from streamtalk_training.foreign import foreign_sentence
-from streamtalk_training.visemes import VOWELS, Phone, espeak_phones
+from streamtalk_training.visemes import VOWELS, Phone, UnknownPhoneError, espeak_phones
 from streamtalk_training.voices import FESTIVAL_VOICES, FOREIGN_ACCENTS, Engines, find_engines
 
 FOREIGN = {
@@ -35,6 +35,17 @@ SENTENCES = (
     "She had your dark suit in greasy wash water all year.",
     "My mother bought five fresh fish before breakfast.",
 )
+
+
+FAKE_FESTIVAL = """#!{python}
+import re, sys, wave
+bases = re.findall(r'speak_into "[^"]*" "([^"]+)"', open(sys.argv[-1]).read())
+for base, phone in zip(bases, ("aa", "none-such")):
+    with wave.open(base + ".wav", "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(bytes(3200))
+    open(base + ".lab", "w").write("#\\n0.1 100 " + phone + "\\n")
+"""
 
 
 def spec(engine: str = "espeak", varied: bool = True, index: int = 0) -> ClipSpec:
@@ -88,7 +99,7 @@ def test_festival_labels_fit_the_sound(engines: Engines, voice: str) -> None:
     if engines.festival is None:
         pytest.skip("no festival")
     lines = [festival.Line(text, voice, 1.1) for text in SENTENCES]
-    spoken = festival.say_all(engines.festival, lines)
+    spoken = [said for said in festival.say_all(engines.festival, lines) if isinstance(said, Utterance)]
     assert len(spoken) == len(lines)
     assert abs(vowel_lag_s(spoken)) <= MOST_LAG_S
 
@@ -124,7 +135,7 @@ def test_most_foreign_sentences_can_be_said(language: str) -> None:
     for _ in range(10):
         try:
             espeak.say(foreign_sentence(language, chooser), language)
-        except KeyError:  # a phone without a viseme: the clip drops the sentence
+        except UnknownPhoneError:  # a phone without a viseme: the clip drops the sentence
             continue
         said += 1
     assert said >= 3
@@ -149,7 +160,7 @@ def test_a_name_means_another_sound_in_another_language() -> None:
     assert espeak_phones("y", 0, 1, "de")[0].viseme == "UW"
     assert espeak_phones("y", 0, 1, "pl")[0].viseme == "IH"
     assert [p.viseme for p in espeak_phones("pF", 0, 1, "de")] == ["PBM", "FV"]
-    with pytest.raises(KeyError, match="unknown phone 'y'"):
+    with pytest.raises(UnknownPhoneError, match=r"^unknown phone 'y'"):
         espeak_phones("y", 0, 1, "en-us")
 
 
@@ -192,6 +203,48 @@ def test_a_clip_without_its_engine_says_so() -> None:
         asked = ClipSpec(0, 0, engine, "slt", ("hello",), False)
         with pytest.raises(ValueError, match=f"asks for {engine}"):
             render(asked, speaker([asked], Engines()))
+
+
+def test_a_sentence_with_an_unknown_phone_is_left_out_and_no_other_error_hides() -> None:
+    asked = ClipSpec(0, 0, "espeak", "en-us", ("one", "two"), False)
+    hello = espeak.say("hello", "en-us")
+
+    def failing(error: Exception) -> Speak:
+        def speak(_: ClipSpec, text: str, __: np.random.Generator) -> Utterance:
+            if text == "one":
+                raise error
+            return hello
+
+        return speak
+
+    clip = render(asked, failing(UnknownPhoneError("unknown phone")))
+    assert sum(p.viseme != "SIL" for p in clip.phones) == len([p for p in hello.phones if p.viseme != "SIL"])
+    with pytest.raises(KeyError, match="elsewhere"):
+        render(asked, failing(KeyError("elsewhere")))
+
+
+def test_festival_s_unknown_phone_costs_one_line(tmp_path: Path) -> None:
+    """A made-up festival, whose second line has a phone that no table knows."""
+    program = tmp_path / "festival"
+    program.write_text(FAKE_FESTIVAL.format(python=sys.executable))
+    program.chmod(0o755)
+    installed = festival.Festival(program, tmp_path, None)
+    lines = [festival.Line(text, "kal_diphone", 1.0) for text in ("first", "second")]
+    good, bad = festival.say_all(installed, lines)
+    assert isinstance(good, Utterance)
+    assert isinstance(bad, UnknownPhoneError)
+
+
+def test_an_unpacked_flite_comes_before_the_one_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("path", "unpacked/usr/bin"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "flite").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    assert flite.find_flite(tmp_path / "unpacked") == tmp_path / "unpacked/usr/bin/flite"
+    for root in (None, Path("/"), tmp_path):
+        assert flite.find_flite(root) == tmp_path / "path" / "flite"
 
 
 def test_breaths_open_the_mouth_a_little_before_speech() -> None:

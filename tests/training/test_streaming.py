@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamtalk import Frame, ModelError
+from streamtalk import Frame, ModelError, manifest
 from streamtalk_export import cli
 from streamtalk_training import streaming
 from streamtalk_training.face import pose
@@ -50,6 +50,17 @@ def test_blinks_are_no_motion_and_lips_are() -> None:
     assert opening.gaps[-1] == pytest.approx(0.02, rel=1e-2)
 
 
+@pytest.mark.parametrize("vertex", range(len(FACE.templates[0])))
+def test_the_farthest_vertex_is_any_of_the_face(vertex: int) -> None:
+    """Not only those of the lips; and what is no number is not passed over."""
+    vertices = pose(FACE, weights_of(jawOpen=np.zeros(3)), 1)
+    vertices[1, vertex] += (0.3, 0.4, 0)
+    vertices[2, vertex, 1] = np.nan
+    track = end_to_end(Reader(FACE).tracks([(vertices, weights_of(jawOpen=np.zeros(3)))], 1))
+    assert track.farthest[:2] == pytest.approx([0, 0.5], abs=SAME_SUM)
+    assert np.isnan(track.farthest[2])
+
+
 def test_frames_are_copied_from_their_reused_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "BLOCK_FRAMES", 4)
     vertices, weights = np.zeros((9, 3), np.float32), np.zeros(52, np.float32)
@@ -88,3 +99,23 @@ def test_an_export_is_made_once_for_each_content(tmp_path: Path, monkeypatch: py
     assert exported(model, tmp_path) == first and made == [first]
     (model / "face.npz").write_bytes(b"another face")
     assert exported(model, tmp_path) != first and len(made) == 2
+
+
+def test_an_engine_of_another_exporter_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "streamtalk_export"
+    package.mkdir()
+    for name in ("cli.py", "graphs.py", "manifest.py"):
+        (package / name).write_text(name)
+    runtime = tmp_path / "manifest.py"
+    runtime.write_text("schema = 1")
+    monkeypatch.setattr(cli, "__file__", str(package / "cli.py"))
+    monkeypatch.setattr(manifest, "__file__", str(runtime))
+    keys = [streaming.engine_key([])]
+    assert streaming.engine_key([]) == keys[0]
+    (package / "graphs.py").write_text("changed")
+    keys.append(streaming.engine_key([]))
+    runtime.write_text("schema = 2")
+    keys.append(streaming.engine_key([]))
+    monkeypatch.setattr(streaming, "version", lambda _: "another")
+    keys.append(streaming.engine_key([]))
+    assert len(set(keys)) == 4

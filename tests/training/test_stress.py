@@ -22,7 +22,7 @@ LEVEL_DB = 0.1
 
 
 def one_pass() -> stress.Pass:
-    return stress.Pass(0.01, 0.005, 0.2, 0.1, np.full(4, 0.004, np.float32), 0.02)
+    return stress.Pass(0.01, 0.005, 0.2, 0.1, np.full(4, 0.004, np.float32), 0.02, 0.03)
 
 
 def test_a_loop_that_holds_has_nothing_to_report() -> None:
@@ -37,12 +37,19 @@ def test_a_loop_that_holds_has_nothing_to_report() -> None:
         ({"gap_std": 0.004}, "largest_change", 0.2),
         ({"lip_spread": np.array([0.004, 0.001, 0.004, 0.004], np.float32)}, "frozen", 0.25),
         ({"farthest": 0.05}, "exploded", 1),
-        ({"lip_spread": np.array([0.004, np.nan, 0.004, 0.004], np.float32)}, "exploded", 1),
+        ({"farthest_of_face": 0.07}, "exploded", 1),
+        ({"farthest_of_face": float("nan")}, "exploded", 1),
+        ({"farthest_of_face": float("inf")}, "exploded", 1),
     ],
 )
 def test_a_loop_that_does_not_hold_is_caught(change: dict[str, Any], figure: str, value: float) -> None:
     scores = stress.loop_scores([one_pass(), one_pass(), replace(one_pass(), **change)])
     assert scores[figure] == pytest.approx(value)
+
+
+def test_a_face_that_explodes_and_recovers_is_caught() -> None:
+    passes = [one_pass(), one_pass(), replace(one_pass(), farthest_of_face=1.0), one_pass()]
+    assert stress.loop_scores(passes)["exploded"] == 1
 
 
 def test_the_first_pass_may_differ() -> None:

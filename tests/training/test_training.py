@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from streamtalk_export.blendshapes import ARKIT_NAMES
 from streamtalk_export.mel import MelEncoder
-from streamtalk_training import runs, stage1, stage2
+from streamtalk_training import bundled, corpus, runs, stage1, stage2
 from streamtalk_training.curves import plot
 from streamtalk_training.dataset import (
     CLOCK_S,
@@ -24,7 +27,6 @@ from streamtalk_training.dataset import (
     mel_data,
     motion_data,
 )
-from streamtalk_training.face import ARKIT_NAMES
 from streamtalk_training.hearing import disturbed
 from streamtalk_training.motion import MotionSpace, face_maps, lip_gap_vectors, widened
 from streamtalk_training.pack import checkpoint
@@ -291,6 +293,86 @@ def test_a_packed_talker_is_widened_and_halved() -> None:
     torch.testing.assert_close(
         last, torch.from_numpy(MAPS.expand) @ narrow.detach(), rtol=0, atol=half_precision
     )
+
+
+def test_a_run_goes_on_under_its_own_plan_alone(motion: MotionData, tmp_path: Path) -> None:
+    stage1.train(CONFIG, SPACE, motion, STAGE1, tmp_path, until=2)
+    with pytest.raises(
+        ValueError, match=r"another plan \(seed was 0 and is now 1, steps was 40 and is now 50\)"
+    ):
+        stage1.train(CONFIG, SPACE, motion, replace(STAGE1, steps=50, seed=1), tmp_path)
+    path = tmp_path / "state.pt"
+    state = torch.load(path, weights_only=True)
+    del state["plan"]  # as older runs left it
+    torch.save(state, path)
+    stage1.train(CONFIG, SPACE, motion, replace(STAGE1, steps=50), tmp_path, until=3)
+    assert torch.load(path, weights_only=True)["plan"]["steps"] == 50
+
+
+def test_what_was_logged_past_the_state_is_logged_again(tmp_path: Path) -> None:
+    run = runs.start(tmp_path, random_talker(), 1e-3)
+    for step in (50, 100, 150):
+        run.step = step
+        run.log(loss=1.0)
+        if step == 100:
+            run.save()
+    log = tmp_path / "log.jsonl"
+    with log.open("a") as file:
+        file.write('{"step": 2')  # cut short
+    again = runs.start(tmp_path, random_talker(), 1e-3)
+    assert again.step == 100
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [50, 100]
+
+
+def test_stage2_wants_stage1_finished(motion: MotionData, tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    with pytest.raises(FileNotFoundError, match=r"streamtalk_training\.stage1"):
+        stage2.finished_stage1(path)
+    stage1.train(CONFIG, SPACE, motion, STAGE1, tmp_path, until=2)
+    with pytest.raises(ValueError, match="is at step 2 of 40"):
+        stage2.finished_stage1(path)
+    stage1.train(CONFIG, SPACE, motion, STAGE1, tmp_path)
+    assert set(stage2.finished_stage1(path)) == set(torch.load(path, weights_only=True)["model"])
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("no disk"), ValueError("no value"), ImportError("no module"), KeyError("no shape")]
+)
+def test_a_command_ends_in_one_sentence(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, runs.one_sentence():
+        raise error
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: {error.args[0]}\n"
+
+
+@pytest.mark.parametrize("command", [stage1.main, stage2.main, bundled.main])
+def test_a_missing_face_is_a_sentence(
+    command: Callable[[Sequence[str]], object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(corpus, "main", lambda _: None)
+    folder = str(tmp_path)
+    if command is bundled.main:
+        options = ["--cache", folder, "--out", folder]
+    else:
+        options = ["--corpus", folder, "--run", folder, "--face", str(tmp_path / "face.npz")]
+    with pytest.raises(SystemExit) as ended:
+        command(options)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and "face.npz" in said
+
+
+def test_bundled_stops_at_the_first_step_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Sequence[str]) -> None:
+        raise SystemExit(2)
+
+    monkeypatch.setattr(corpus, "main", fails)
+    monkeypatch.setattr(bundled, "load_face", lambda _: pytest.fail("went on"))
+    with pytest.raises(SystemExit):
+        bundled.main(["--cache", str(tmp_path)])
 
 
 def test_the_rate_warms_up_holds_and_decays() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from streamtalk_export.blendshapes import ARKIT_NAMES
 from streamtalk_export.config import AudioEncoderConfig, ModelConfig, PredictorConfig, StreamConfig, VQConfig
 from streamtalk_training.clips import Clip, ClipSpec
 from streamtalk_training.coarticulation import Style, arkit_weights, mouth_controls
-from streamtalk_training.face import ARKIT_NAMES
 from streamtalk_training.motion import MotionSpace, motion_space
 from streamtalk_training.visemes import Phone
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from streamtalk_export.blendshapes import ARKIT_NAMES
 from streamtalk_training.coarticulation import ARKIT_INDEX
-from streamtalk_training.face import ARKIT_NAMES, Face
+from streamtalk_training.face import Face
 
 UPPER_LIP, LOWER_LIP, LID = (0, 2), (1, 3), 4
 

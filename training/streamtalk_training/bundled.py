@@ -1,8 +1,9 @@
 """Makes `models/bundled` from nothing: `python -m streamtalk_training.bundled --cache DIR`.
 
 Corpus, stage 1, stage 2, packing, evaluation, demo clip: each step goes on where it stopped. The face comes from
-`python -m streamtalk_training.face`. Debian's `wordnet-base`, `flite` and `libflite1` are used where they are
-installed, or unpacked below --debian (`apt-get download NAME && dpkg -x NAME.deb DIR`).
+`python -m streamtalk_training.face`. Debian's `wordnet-base`, `flite`, `libflite1`, `festival` with its voices (see
+`festival.py`) and `timgm6mb-soundfont` are used where they are installed, or unpacked below --debian (`apt-get
+download NAME && dpkg -x NAME.deb DIR`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import hashlib
 import json
 import platform
+import sys
 import wave
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,7 +24,7 @@ import soxr
 import torch
 from numpy.typing import NDArray
 
-from streamtalk_training import corpus, espeak, evaluate, flite, pack, stage1, stage2
+from streamtalk_training import corpus, espeak, evaluate, flite, pack, runs, stage1, stage2, voices
 from streamtalk_training.face import load_face
 from streamtalk_training.pack import write_config
 
@@ -32,7 +34,10 @@ DEMO_TEXT = (
     "Five happy people bought a big map of the moon."
 )
 DEMO_VOICE = "en-us+f5"  # never trained on; flite's awb, where there is one, neither
-PACKAGES = ("torch", "numpy", "scipy", "soxr", "espeakng-loader", "safetensors")
+PACKAGES = (
+    *("torch", "numpy", "scipy", "soxr", "espeakng-loader", "safetensors"),
+    *("av", "pocketsphinx", "onnxruntime"),
+)
 
 
 def demo_speech(flite_program: Path | None) -> NDArray[np.float32]:
@@ -40,7 +45,7 @@ def demo_speech(flite_program: Path | None) -> NDArray[np.float32]:
     if flite_program is None:
         spoken = espeak.say(DEMO_TEXT, DEMO_VOICE, rate=165)
     else:
-        spoken = flite.say(flite_program, DEMO_TEXT, corpus.TEST_FLITE_VOICE)
+        spoken = flite.say(flite_program, DEMO_TEXT, voices.TEST_FLITE_VOICE)
     pcm = np.asarray(soxr.resample(spoken.pcm, spoken.sample_rate, 16000), np.float32)
     return pcm * np.float32(0.5 / np.abs(pcm).max())
 
@@ -79,15 +84,26 @@ def provenance(options: argparse.Namespace, out: Path) -> dict[str, object]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make everything; returns the exit code. The first step that fails ends it, with a sentence and code 2."""
     parser = argparse.ArgumentParser(prog="python -m streamtalk_training.bundled", description=__doc__)
-    parser.add_argument("--cache", type=Path, required=True, help="corpus and training runs, some 2 GB")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        required=True,
+        help="corpus, training runs and evaluation: about 4 GB of disk; training takes about 7 GB of memory",
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("models/bundled"), help="holds face.npz; gets the rest"
     )
     parser.add_argument("--hours", type=float, default=HOURS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--debian", type=Path, default=Path("/"), help="where wordnet-base and flite are")
+    parser.add_argument(
+        "--debian",
+        type=Path,
+        default=Path("/"),
+        help="where wordnet-base, flite, festival and timgm6mb-soundfont were installed or unpacked",
+    )
     parser.add_argument(
         "--threads", type=int, default=1, help="more help a quiet machine, and harm a busy one"
     )
@@ -96,7 +112,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stage2-steps", type=int, default=stage2.Stage2.steps)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    with runs.one_sentence():
+        return run(options)
 
+
+def run(options: argparse.Namespace) -> int:
+    """Every step, as the parsed options say; returns evaluation's exit code. Raises OSError, ValueError and
+    ImportError, and SystemExit where a step's own command ends so."""
     speech, out = options.cache / "corpus", options.out
     common = ["--hours", str(options.hours), "--seed", str(options.seed), "--debian", str(options.debian)]
     corpus.main([*common, "--out", str(speech)])
@@ -104,17 +126,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     face = load_face(out / "face.npz")
     write_config(out / "config.yaml", face)
     config = ["--config", str(out / "config.yaml"), "--face", str(out / "face.npz")]
-    run = [*config, "--corpus", str(speech), "--run", str(options.cache), "--seed", str(options.seed)]
-    stage1.main([*run, "--steps", str(options.stage1_steps)])
+    trained = [*config, "--corpus", str(speech), "--run", str(options.cache), "--seed", str(options.seed)]
+    stage1.main([*trained, "--steps", str(options.stage1_steps)])
     faster = ["--bfloat16"] if options.bfloat16 else []
-    stage2.main([*run, "--steps", str(options.stage2_steps), *faster])
+    stage2.main([*trained, "--steps", str(options.stage2_steps), *faster])
     pack.main([*config, "--run", str(options.cache), "--out", str(out / "model.safetensors")])
 
     write_wav(out / "demo.wav", demo_speech(flite.find_flite(options.debian)))
     made = provenance(options, out)
     (out / "provenance.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    evaluate.main(["--model", str(out), "--corpus", str(speech), "--debian", str(options.debian)])
+    heard = ["--model", str(out), "--corpus", str(speech), "--debian", str(options.debian)]
+    kept = ["--cache", str(options.cache), "--report", str(options.cache / "evaluation")]
+    return evaluate.main([*heard, *kept])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

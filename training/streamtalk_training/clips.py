@@ -14,10 +14,11 @@ from streamtalk_training import augment, sounds
 from streamtalk_training.coarticulation import Style, arkit_weights, mouth_controls
 from streamtalk_training.espeak import Utterance
 from streamtalk_training.idle import idle_weights
-from streamtalk_training.visemes import SILENCE, Phone, tables
+from streamtalk_training.visemes import SILENCE, Phone, UnknownPhoneError, tables
 
 SAMPLE_RATE = 16000
-SOUND_CLIP_S = 10.0  # of evaluation; training's are shorter
+EVALUATED_SOUND_S = 10.0  # length of a clip without speech, where evaluation hears it
+TRAINED_SOUND_S = (3.0, 9.0)  # and where training does
 Floats = NDArray[np.float32]
 Random = np.random.Generator
 
@@ -75,7 +76,7 @@ def render(spec: ClipSpec, speak: Speak, font: Path | None = None) -> Clip:
     for sentence in spec.sentences:
         try:
             spoken = warped(speak(spec, sentence, random), spec.warp)
-        except KeyError:  # a foreign word with a phone that the tables lack: its sentence is left out
+        except UnknownPhoneError:  # in a foreign word, mostly: its sentence is left out
             continue
         start_s = sum(map(len, chunks)) / SAMPLE_RATE
         if spec.varied and random.random() < _BREATH_CHANCE:
@@ -96,7 +97,7 @@ def render(spec: ClipSpec, speak: Speak, font: Path | None = None) -> Clip:
     jaw = tables().controls.index("jaw")
     for breath in breaths:
         controls[:, jaw] = np.maximum(controls[:, jaw], breath.opening(times_s))
-    idle = idle_weights(len(times_s), spec.fps, _loudness(pcm, times_s), random)
+    idle = idle_weights(len(times_s), spec.fps, relative_loudness(pcm, times_s), random)
     chance = augment.Chance() if spec.varied else augment.CLEAN
     pauses_s = [] if filled or breaths else _pauses(phones)
     heard = augment.augmented(pcm, SAMPLE_RATE, random, chance, pauses_s, font)
@@ -183,7 +184,8 @@ def _style(pace: float, random: Random) -> Style:
     )
 
 
-def _loudness(pcm: Floats, times_s: NDArray[np.float64]) -> Floats:
+def relative_loudness(pcm: Floats, times_s: NDArray[np.float64]) -> Floats:
+    """RMS [L] of `pcm` [n] around each of `times_s` [L], in units of the loudest: 0..1."""
     energy = np.concatenate([[0.0], np.cumsum(pcm.astype(np.float64) ** 2)])
     middle = (times_s * SAMPLE_RATE).astype(int)
     first, last = np.maximum(middle - 800, 0), np.minimum(middle + 800, len(pcm))  # a tenth of a second
@@ -197,7 +199,7 @@ def _silence(duration_s: float) -> Floats:
 
 def _sounds(spec: ClipSpec, random: Random, font: Path | None) -> Clip:
     """Noise, music and knocks, or nothing at all: the mouth stays shut."""
-    samples = int((random.uniform(3.0, 9.0) if spec.varied else SOUND_CLIP_S) * SAMPLE_RATE)
+    samples = int((random.uniform(*TRAINED_SOUND_S) if spec.varied else EVALUATED_SOUND_S) * SAMPLE_RATE)
     sound = sounds.sound(spec.voice, samples, random, font)
     most_db = sounds.LOUDEST_BABBLE_DB if spec.voice == "babble" else _LOUDEST_DB
     level_db = random.uniform(_QUIETEST_DB if spec.varied else most_db - 34, most_db)

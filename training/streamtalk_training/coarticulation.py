@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtalk_training.face import ARKIT_NAMES
+from streamtalk_export.blendshapes import ARKIT_NAMES
 from streamtalk_training.visemes import SILENCE, Phone, tables
 
 Floats = NDArray[np.float32]

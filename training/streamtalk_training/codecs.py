@@ -45,7 +45,7 @@ def through(pcm: Floats, sample_rate: int, codec: Codec, bit_rate: int | None = 
         import av
         import av.audio.resampler
     except ImportError as error:
-        raise ImportError("codecs need `pip install streamtalk[viewer]` (PyAV)") from error
+        raise ImportError("codecs need `pip install streamtalk[train]` (PyAV)") from error
     encoder = av.CodecContext.create(codec.name, "w")
     assert isinstance(encoder, av.AudioCodecContext)
     encoder.sample_rate, encoder.layout, encoder.format = codec.sample_rate, "mono", codec.sample_format

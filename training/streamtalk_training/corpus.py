@@ -9,10 +9,11 @@ training never meets.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,12 +21,12 @@ from pathlib import Path
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from streamtalk_training import espeak, festival, flite, sounds
-from streamtalk_training.clips import SAMPLE_RATE, Clip, ClipSpec, Speak, render
+from streamtalk_training import espeak, festival, flite, runs, sounds
+from streamtalk_training.clips import SAMPLE_RATE, TRAINED_SOUND_S, Clip, ClipSpec, Speak, render
 from streamtalk_training.espeak import Utterance
 from streamtalk_training.foreign import foreign_sentence
 from streamtalk_training.sentences import generated_sentences, split_of, wordnet_sentences
-from streamtalk_training.visemes import Phone, tables
+from streamtalk_training.visemes import Phone, UnknownPhoneError, tables
 from streamtalk_training.voices import (
     FESTIVAL_VOICES,
     FLITE_MEAN_PITCH_HZ,
@@ -40,10 +41,11 @@ from streamtalk_training.voices import (
     find_engines,
 )
 
+CORPUS_VERSION = 1
+"""Raised whenever the same specs would give other clips: shards of before are then refused."""
 CLIPS_PER_SHARD = 64
 CHARACTERS_A_SECOND = 15.0  # of speech at the usual pace: turns hours into a number of clips
 PAUSES_A_CLIP_S = 1.8
-SOUND_CLIP_S = 6.0  # on average
 SOUND_SHARE = 0.18  # of the clips: no speech at all
 FOREIGN_SHARE = 0.12  # of the speaking clips, as the shares below
 FLITE_SHARE = 0.28  # where flite is at hand
@@ -53,6 +55,8 @@ WARPS = (0.86, 1.18)
 RICH_SHARE = 0.15  # of the clips say sentences full of what lips show best, or models hear worst
 RICHEST = 0.2  # of the sentences count as rich
 TEST_HOURS = 0.09
+PLAN_FILE = "plan.json"
+Shards = dict[str, list[list[ClipSpec]]]
 SOUNDS_EACH = 6  # clips of every kind in the `sounds` split
 EVALUATED_SOUNDS = ("silence", "white", "pink", "music", "hum")
 _WEAK_SOUNDS = re.compile(r"f|v|w|oo|sh|th|ph|p|b|m", re.IGNORECASE)
@@ -99,7 +103,7 @@ def _training(sentences: Sequence[str], plan: CorpusPlan) -> Iterator[ClipSpec]:
         if chooser.random() < SOUND_SHARE:
             (kind,) = chooser.choices(list(sounds.SHARES), list(sounds.SHARES.values()))
             yield ClipSpec(index, plan.seed, "sounds", kind, (), True, plan.fps)
-            seconds += SOUND_CLIP_S
+            seconds += sum(TRAINED_SOUND_S) / 2
             index += 1
             continue
         engine, voice = _training_voice(chooser, plan.engines)
@@ -162,15 +166,12 @@ def _richest(sentences: Sequence[str]) -> list[str]:
 def make(plan: CorpusPlan, out: Path, processes: int = 2) -> None:
     """Render every shard that `out` still lacks. Raises ValueError where `out` holds another plan's corpus."""
     out.mkdir(parents=True, exist_ok=True)
-    wanted = {"hours": plan.hours, "seed": plan.seed, "fps": plan.fps, "engines": plan.engines.found()}
-    stamp = out / "plan.json"
-    if stamp.exists() and json.loads(stamp.read_text()) != wanted:
-        raise ValueError(f"{out} holds another corpus ({stamp.read_text()}): choose another --out")
-    stamp.write_text(json.dumps(wanted))
+    shards = shards_of(planned_clips(plan))
+    stamp(plan, shards, out)
     jobs = {
-        out / split / f"{start // CLIPS_PER_SHARD:05d}.npz": specs[start : start + CLIPS_PER_SHARD]
-        for split, specs in planned_clips(plan).items()
-        for start in range(0, len(specs), CLIPS_PER_SHARD)
+        _shard_path(out, split, index): specs
+        for split, parts in shards.items()
+        for index, specs in enumerate(parts)
     }
     tasks = [(path, specs, plan.engines) for path, specs in jobs.items() if not path.exists()]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -180,6 +181,37 @@ def make(plan: CorpusPlan, out: Path, processes: int = 2) -> None:
         for seconds in pool.imap_unordered(_render_shard, tasks, chunksize=1):
             hours += seconds / 3600
             progress.update(bar, advance=1, description=f"shards ({hours:.2f} h made)")
+
+
+def _shard_path(folder: Path, split: str, index: int) -> Path:
+    return folder / split / f"{index:05d}.npz"
+
+
+def shards_of(planned: Mapping[str, list[ClipSpec]]) -> Shards:
+    """The specs of each split, cut into shards."""
+    return {
+        split: [specs[start : start + CLIPS_PER_SHARD] for start in range(0, len(specs), CLIPS_PER_SHARD)]
+        for split, specs in planned.items()
+    }
+
+
+def stamp(plan: CorpusPlan, shards: Shards, out: Path) -> None:
+    """Write into `out` what tells its corpus from others: the plan, every clip that came of it, and the code's
+    version. Raises ValueError where `out` is another's."""
+    specs = {split: [[asdict(spec) for spec in part] for part in parts] for split, parts in shards.items()}
+    wanted = {
+        "hours": plan.hours,
+        "seed": plan.seed,
+        "fps": plan.fps,
+        "engines": plan.engines.found(),
+        "version": CORPUS_VERSION,
+        "clips_sha256": hashlib.sha256(json.dumps(specs, sort_keys=True).encode()).hexdigest(),
+        "shards": {split: len(parts) for split, parts in shards.items()},
+    }
+    path = out / PLAN_FILE
+    if path.exists() and json.loads(path.read_text()) != wanted:
+        raise ValueError(f"{out} holds another corpus ({path.read_text()}): choose another --out")
+    path.write_text(json.dumps(wanted))
 
 
 def _render_shard(task: tuple[Path, Sequence[ClipSpec], Engines]) -> float:
@@ -199,7 +231,7 @@ def speaker(specs: Sequence[ClipSpec], engines: Engines) -> Speak:
         if spec.engine == "festival"
         for text in spec.sentences
     ]
-    spoken: dict[festival.Line, Utterance] = {}
+    spoken: dict[festival.Line, Utterance | UnknownPhoneError] = {}
     if lines:
         if engines.festival is None:
             raise ValueError("a clip asks for festival, and none was found")
@@ -207,7 +239,10 @@ def speaker(specs: Sequence[ClipSpec], engines: Engines) -> Speak:
 
     def speak(spec: ClipSpec, text: str, generator: np.random.Generator) -> Utterance:
         if spec.engine == "festival":
-            return spoken[festival.Line(text, spec.voice, 1 / spec.pace)]
+            said = spoken[festival.Line(text, spec.voice, 1 / spec.pace)]
+            if isinstance(said, UnknownPhoneError):
+                raise said
+            return said
         if spec.engine == "flite":
             if engines.flite is None:
                 raise ValueError("a clip asks for flite, and none was found")
@@ -276,10 +311,22 @@ def load_shard(path: Path) -> list[Clip]:
 
 
 def load_split(folder: Path, split: str) -> list[Clip]:
-    """All clips of one split. Raises FileNotFoundError where none were made."""
-    paths = sorted((folder / split).glob("*.npz"))
-    if not paths:
+    """All clips of one split: of the shards that the plan counts, or of every shard where an older corpus's
+    plan counts none. Raises FileNotFoundError where they were not made, or not all."""
+    plan = folder / PLAN_FILE
+    counts = json.loads(plan.read_text()).get("shards") if plan.exists() else None
+    if counts is None:
+        paths = sorted((folder / split).glob("*.npz"))
+    else:
+        paths = [_shard_path(folder, split, index) for index in range(counts.get(split, 0))]
+    if not any(path.exists() for path in paths):
         raise FileNotFoundError(f"{folder / split} holds no shards: run python -m streamtalk_training.corpus")
+    missing = sum(not path.exists() for path in paths)
+    if missing:
+        raise FileNotFoundError(
+            f"{folder / split} lacks {missing} of {len(paths)} shards: run python -m streamtalk_training.corpus "
+            "again, with the same options, to make the rest"
+        )
     return [clip for path in paths for clip in load_shard(path)]
 
 
@@ -297,11 +344,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="where wordnet-base, flite, festival and timgm6mb-soundfont were installed or unpacked",
     )
     options = parser.parse_args(arguments)
-    engines = find_engines(options.debian)
-    for name, found in engines.found().items():
-        if not found:
-            print(f"no {name} below {options.debian}: the corpus does without it")
-    make(CorpusPlan(options.hours, options.seed, options.fps, engines), options.out, options.processes)
+    with runs.one_sentence():
+        engines = find_engines(options.debian)
+        for name, found in engines.found().items():
+            if not found:
+                print(f"no {name} below {options.debian}: the corpus does without it")
+        make(CorpusPlan(options.hours, options.seed, options.fps, engines), options.out, options.processes)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from streamtalk_training.real_speech import (
 from streamtalk_training.scores import Figures, Pair, Speech, agreement, pairs, speech_scores, split_scores
 from streamtalk_training.setup import RECORDED_NOTE, recorded_asked_for
 from streamtalk_training.streaming import Reader, exported
-from streamtalk_training.targets import verdicts
+from streamtalk_training.targets import lacking, verdicts
 from streamtalk_training.visemes import Phone
 
 Floats = NDArray[np.float32]
@@ -213,7 +213,13 @@ def worst_by_kind(sounds: Mapping[str, Figures]) -> dict[str, Figures]:
 def judged(figures: Mapping[str, object]) -> list[dict[str, object]]:
     """Every target with what was measured, ready for JSON."""
     return [
-        {"name": v.target.name, "wanted": v.target.wanted, "value": v.value, "met": v.met}
+        {
+            "name": v.target.name,
+            "wanted": v.target.wanted,
+            "value": v.value,
+            "met": v.met,
+            "own": v.target.own,
+        }
         for v in verdicts(figures)
     ]
 
@@ -227,6 +233,18 @@ def rounded(figures: Any) -> Any:
     if isinstance(figures, float):
         return float(f"{figures:.4g}") if np.isfinite(figures) else None
     return figures
+
+
+def destination(options: argparse.Namespace, absent: Sequence[str]) -> Path:
+    """Where the JSON goes. A quick look, or one that lacks sources, is no figure to publish: beside the model it
+    would replace the whole one, so it goes to --report."""
+    out: Path = options.out or (options.report if options.quick else options.model) / "evaluation.json"
+    if absent and out.resolve().parent == options.model.resolve():
+        out = options.report / out.name
+        say(
+            f"the figures of {options.model} are left as they are, for lack of {', '.join(absent)}: see {out}"
+        )
+    return out
 
 
 def say(line: str) -> None:
@@ -245,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", type=Path, default=Path("models/bundled"), help="weights, config and face")
     parser.add_argument("--engine", type=Path, help="an export of that model (default: export it now)")
-    parser.add_argument("--corpus", type=Path, default=DEFAULT_CACHE / "corpus9")
+    parser.add_argument("--corpus", type=Path, default=DEFAULT_CACHE / "corpus")
     parser.add_argument(
         "--debian",
         type=Path,
@@ -256,7 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         type=Path,
-        help="the JSON (default: in --model, whose README.md then gets the figures too; of --quick, in --report)",
+        help="the JSON (default: in --model, whose README.md then gets the figures too; of --quick, "
+        "or where sources are missing, in --report)",
     )
     parser.add_argument(
         "--report", type=Path, default=DEFAULT_CACHE / "evaluation", help="folder of plots and the film"
@@ -284,11 +303,10 @@ def run(options: argparse.Namespace) -> None:
     report.print_table(verdicts(figures))
     evaluation = rounded(figures | {"targets": judged(figures)})
     options.report.mkdir(parents=True, exist_ok=True)
-    # A quick look is no figure to publish.
-    out = options.out or (options.report if options.quick else options.model) / "evaluation.json"
+    out = destination(options, lacking(figures))
     out.write_text(json.dumps(evaluation, indent=1) + "\n", encoding="utf-8")
     card = options.model / "README.md"
-    if out.parent == options.model and card.exists():
+    if out.resolve().parent == options.model.resolve() and card.exists():
         card.write_text(report.with_figures(card.read_text(encoding="utf-8"), evaluation), encoding="utf-8")
     report.plot(evaluation, options.report / "evaluation.png")
     shown = {name: speeches[0] for name, speeches in sources.splits.items()}

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from streamtalk_training.espeak import Utterance
-from streamtalk_training.visemes import Phone, cmu_phones
+from streamtalk_training.visemes import Phone, UnknownPhoneError, cmu_phones
 
 # Measured: the vowels of this voice sound so much later than their labels say.
 _LABELS_EARLY_S = {"cmu_us_slt_arctic_hts": 0.012}
@@ -32,11 +32,12 @@ _SAVE = """
 
 @dataclass(frozen=True)
 class Festival:
-    """The program, the folder of its scheme files, voices and dictionaries, and that of its libraries."""
+    """The program, the folder of its scheme files, voices and dictionaries, and that of its libraries (None
+    where it is installed: the system finds them)."""
 
     program: Path
     data: Path
-    libraries: Path
+    libraries: Path | None
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,17 @@ class Line:
 
 def find_festival(root: Path) -> Festival | None:
     """Festival below `root` (`/` where it is installed), with its English voices; None without them."""
-    found = Festival(
-        root / "usr" / "bin" / "festival", root / "usr" / "share" / "festival", root / "usr" / "lib"
-    )
+    usr = root / "usr"
+    libraries = None if root.resolve() == Path("/") else usr / "lib"
+    found = Festival(usr / "bin" / "festival", usr / "share" / "festival", libraries)
     voices = found.data / "voices"
     return found if found.program.exists() and (voices / "us" / "cmu_us_slt_arctic_hts").exists() else None
 
 
-def say_all(installed: Festival, lines: Sequence[Line]) -> list[Utterance]:
-    """Speak every line, in order, by one process.
+def say_all(installed: Festival, lines: Sequence[Line]) -> list[Utterance | UnknownPhoneError]:
+    """Speak every line, in order, by one process; a line with a phone that the tables lack gives the error.
 
-    Raises OSError with Festival's own words where it fails, KeyError for a phone that the tables lack.
+    Raises OSError with Festival's own words where it fails.
     """
     if not lines:
         return []
@@ -73,11 +74,10 @@ def say_all(installed: Festival, lines: Sequence[Line]) -> list[Utterance]:
             script.append(f'(speak_into "{_plain(line.text)}" "{folder / str(index)}")')
         path = folder / "lines.scm"
         path.write_text("\n".join(script), encoding="ascii")
-        libraries = sorted({str(found.parent) for found in installed.libraries.rglob("lib*.so*")})
-        environment = {
-            **os.environ,
-            "LD_LIBRARY_PATH": ":".join([*libraries, os.environ.get("LD_LIBRARY_PATH", "")]),
-        }
+        environment = dict(os.environ)
+        if installed.libraries is not None:
+            libraries = sorted({str(found.parent) for found in installed.libraries.rglob("lib*.so*")})
+            environment["LD_LIBRARY_PATH"] = ":".join([*libraries, environment.get("LD_LIBRARY_PATH", "")])
         data = str(installed.data)
         done = subprocess.run(
             [str(installed.program), "--datadir", data, "--libdir", data, "-b", str(path)],
@@ -99,7 +99,7 @@ def _plain(text: str) -> str:
     return text.encode("ascii", "ignore").decode().replace("\\", " ").replace('"', " ")
 
 
-def _utterance(base: Path, early_s: float) -> Utterance:
+def _utterance(base: Path, early_s: float) -> Utterance | UnknownPhoneError:
     with wave.open(str(base.with_suffix(".wav"))) as file:
         sample_rate = file.getframerate()
         stored = np.frombuffer(file.readframes(file.getnframes()), "<i2")
@@ -108,6 +108,9 @@ def _utterance(base: Path, early_s: float) -> Utterance:
     for label in base.with_suffix(".lab").read_text().splitlines()[1:]:  # the first line is a lone '#'
         end, _, phone = label.split()
         end_s = float(end) + early_s
-        phones += cmu_phones(phone, start_s, end_s)
+        try:
+            phones += cmu_phones(phone, start_s, end_s)
+        except UnknownPhoneError as error:
+            return error
         start_s = end_s
     return Utterance((stored / 32768).astype(np.float32), sample_rate, tuple(phones))

@@ -25,12 +25,13 @@ _LABEL = re.compile(r"([a-z]+\d?):(\d+\.\d+)")
 
 
 def find_flite(root: Path | None = None) -> Path | None:
-    """The flite program on the path, or below `root` where its packages were unpacked; None without one."""
+    """The flite program below `root` where its packages were unpacked, else that on the path; None without one."""
+    if root is not None and root.resolve() != Path("/"):
+        unpacked = root / "usr" / "bin" / "flite"
+        if unpacked.exists():
+            return unpacked
     installed = shutil.which("flite")
-    if installed is not None:
-        return Path(installed)
-    unpacked = None if root is None else root / "usr" / "bin" / "flite"
-    return unpacked if unpacked is not None and unpacked.exists() else None
+    return None if installed is None else Path(installed)
 
 
 def say(

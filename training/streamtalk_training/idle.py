@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from streamtalk_export.blendshapes import ARKIT_NAMES
 from streamtalk_training.coarticulation import ARKIT_INDEX
-from streamtalk_training.face import ARKIT_NAMES
 
 Floats = NDArray[np.float32]
 Random = np.random.Generator

@@ -4,8 +4,8 @@ A blendshape face moves linearly in its weights, so a motion of 3V coordinates h
 shapes in use. Training runs on K such coordinates, chosen so that a plain squared error of coordinates IS the
 lip-weighted squared error of all vertices (plus a small share for the weights themselves, lest the small
 shapes drown). The mouth's coordinates come first and depend on the mouth's shapes alone, the upper face's
-follow, then the clock, which moves nothing: see `dataset.blink_clock`. A trained model is widened to 3V exactly,
-and onto any face that carries the shapes.
+follow, then the clock, which moves nothing: see `dataset.blink_clock`. A trained decoder is widened to 3V exactly,
+onto any face that carries the shapes.
 """
 
 from __future__ import annotations
@@ -172,9 +172,10 @@ def face_maps(
 
 
 def widened(state: dict[str, Tensor], maps: FaceMaps) -> dict[str, Tensor]:
-    """A VQ-VAE's state dict, trained on coordinates [K], turned into the one over vertices [3V]: no error.
+    """A VQ-VAE's state dict, trained on coordinates [K], turned into the one over vertices [3V].
 
-    Only the first map of the encoder and the last of the decoder touch motion, and both are linear.
+    Only the first map of the encoder and the last of the decoder touch motion, and both are linear, so decoder and
+    start latent stay exact. The encoder no longer hears the clock, which vertices do not show.
     """
     expand, reduce = torch.from_numpy(maps.expand), torch.from_numpy(maps.reduce)
     wide = dict(state)

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from streamtalk_export.config import load_config
+from streamtalk_training import runs
 from streamtalk_training.face import Face, load_face
 from streamtalk_training.motion import FaceMaps, face_maps, widened
 from streamtalk_training.setup import kept_space, narrowed
@@ -105,13 +106,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder with stage2 in it")
     parser.add_argument("--out", type=Path, default=Path("models/bundled/model.safetensors"))
     options = parser.parse_args(arguments)
-    face = load_face(options.face)
-    space = kept_space(options.run, face)
-    student = Student(narrowed(load_config(options.config), space))
-    trained = torch.load(options.run / "stage2" / "state.pt", map_location="cpu", weights_only=True)
-    student.load_state_dict(trained["model"])
-    names = [str(name) for name in face.blendshape_names]
-    pack(student.talker, face_maps(space, names, face.blendshapes), options.out)
+    with runs.one_sentence():
+        face = load_face(options.face)
+        space = kept_space(options.run, face)
+        student = Student(narrowed(load_config(options.config), space))
+        state = options.run / "stage2" / "state.pt"
+        if not state.is_file():
+            raise FileNotFoundError(
+                f"no {state}: run python -m streamtalk_training.stage2 with the same --run first"
+            )
+        trained = torch.load(state, map_location="cpu", weights_only=True)
+        student.load_state_dict(trained["model"])
+        names = [str(name) for name in face.blendshape_names]
+        pack(student.talker, face_maps(space, names, face.blendshapes), options.out)
 
 
 if __name__ == "__main__":

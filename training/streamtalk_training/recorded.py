@@ -24,8 +24,7 @@ from scipy.io import wavfile
 
 from streamtalk_export.config import SAMPLE_RATE, SPEAKERS, ModelConfig
 from streamtalk_export.errors import ExportError
-from streamtalk_export.templates import _read_pickle as read_pickle
-from streamtalk_export.templates import read_templates
+from streamtalk_export.templates import read_pickle, read_templates
 
 Floats = NDArray[np.float32]
 

@@ -22,7 +22,7 @@ from streamtalk_export.checkpoint import load_model
 from streamtalk_export.graphs import diffusion_head
 from streamtalk_export.model import TalkerModel
 from streamtalk_export.sampler import sampler_table
-from streamtalk_export.templates import _read_pickle as read_pickle
+from streamtalk_export.templates import read_pickle
 from streamtalk_training import metrics, runs
 from streamtalk_training.recorded import RecordedDataError, RecordedSet, Recording
 from streamtalk_training.recorded_setup import hubert_from, layout_parser, open_data, refusals

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
-from streamtalk_training.targets import CONTROL_MOST, CONTROLS, Verdict
+from streamtalk_training.targets import CONTROL_MOST, Verdict, targets
+from streamtalk_training.visemes import tables
 
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 SPLIT_TITLES = {"test": "espeak-ng, held out", "awb": "flite awb, unseen voice", "real": "recorded speech"}
+OWN = "†"  # marks a target that nobody but the project asked for
+NOT_MEASURED = "not measured"
 Evaluation = Mapping[str, Any]
 
 
@@ -22,26 +26,42 @@ def print_table(verdicts: Iterable[Verdict]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("measure", "measured", "target", "met", title="Evaluation")
+    table = Table(
+        "measure", "measured", "target", "met", title="Evaluation", caption=f"{OWN} project's own bound"
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for verdict in verdicts:
         met = "[green]yes" if verdict.met else "[red]no"
-        table.add_row(verdict.target.name, f"{verdict.value:.3g}", verdict.target.wanted, met)
+        value = NOT_MEASURED if isnan(verdict.value) else f"{verdict.value:.3g}"
+        table.add_row(_marked(verdict.target.name, verdict.target.own), value, verdict.target.wanted, met)
     Console(width=100).print(table)
 
 
 def card_figures(evaluation: Evaluation) -> str:
     """The Markdown of an evaluation as `evaluate` wrote it: targets first, then all splits."""
-    targets = evaluation["targets"]
-    met = sum(target["met"] for target in targets)
+    judged = evaluation["targets"]
+    own_names = {target.name for target in targets() if target.own}
+    own = [t.get("own", t["name"] in own_names) for t in judged]
+    asked = [t["met"] for t, ours in zip(judged, own, strict=True) if not ours]
     lines = [
-        f"{met} of {len(targets)} targets are met.",
+        f"{sum(t['met'] for t in judged)} of {len(judged)} targets are met; "
+        f"without the project's own bounds ({OWN}), {sum(asked)} of {len(asked)}.",
         "",
         *_table(
             ("measure", "measured", "target", "met"),
-            ((t["name"], _number(t["value"]), t["wanted"], "yes" if t["met"] else "**no**") for t in targets),
+            (
+                (
+                    _marked(t["name"], ours),
+                    _number(t["value"]) or NOT_MEASURED,
+                    t["wanted"],
+                    "yes" if t["met"] else "**no**",
+                )
+                for t, ours in zip(judged, own, strict=True)
+            ),
         ),
+        "",
+        f"{OWN} project's own bound: not among the targets that the talker was asked to meet.",
     ]
     for name, split in evaluation["splits"].items():
         lines += [
@@ -61,8 +81,8 @@ def card_figures(evaluation: Evaluation) -> str:
         pauses = split["pauses"]
         lines += [
             "",
-            f"Mean opening in mid-phone (mm): {apertures}. In pauses the lips stand {pauses['gap_p95_mm']:.2f} mm "
-            f"apart (95th percentile) and move at {pauses['lip_speed_mm_s']:.2f} mm/s.",
+            f"Mean opening in mid-phone (mm): {apertures}. In pauses the lips stand {_mm(pauses['gap_p95_mm'])} "
+            f"apart (95th percentile) and move at {_mm(pauses['lip_speed_mm_s'])}/s.",
         ]
     lines += [
         "",
@@ -102,21 +122,21 @@ def plot(evaluation: Evaluation, path: Path) -> None:
     figure = Figure(figsize=(12, 10), layout="constrained")
     axes = figure.subplot_mosaic([["controls", "controls"], ["sounds", "loop"]])
     top, left, right = (axes[name] for name in ("controls", "sounds", "loop"))
-    splits = evaluation["splits"]
+    splits, shown = evaluation["splits"], tables().controls
     width = 0.8 / len(splits)
     for number, (name, split) in enumerate(splits.items()):
-        places = [column + number * width for column in range(len(CONTROLS))]
-        heights = [split["model"][f"correlation_{control}"] or 0 for control in CONTROLS]
-        floors = [split["control"][f"correlation_{control}"] or 0 for control in CONTROLS]
+        places = [column + number * width for column in range(len(shown))]
+        heights = [split["model"][f"correlation_{control}"] or 0 for control in shown]
+        floors = [split["control"][f"correlation_{control}"] or 0 for control in shown]
         bars = top.bar(places, heights, width, label=f"{name} ({SPLIT_TITLES[name]})")
         top.bar(places, floors, width, color="black", label=None if number else "control: others' sound")
-        for place, control in zip(places, CONTROLS, strict=True):
+        for place, control in zip(places, shown, strict=True):
             least = _least(evaluation, f"{name}: correlation, {control}")
             if least is not None:
                 top.hlines(least, place - width / 2, place + width / 2, color=bars[0].get_facecolor(), lw=3)
                 top.hlines(least, place - width / 2, place + width / 2, color="black", lw=1)
     top.axhline(CONTROL_MOST, color="grey", lw=0.5, ls=":")
-    top.set_xticks([column + width * (len(splits) - 1) / 2 for column in range(len(CONTROLS))], CONTROLS)
+    top.set_xticks([column + width * (len(splits) - 1) / 2 for column in range(len(shown))], shown)
     top.set_title("Correlation with the labels (lines: targets)")
     top.legend(fontsize=8)
 
@@ -143,13 +163,26 @@ def _least(evaluation: Evaluation, name: str) -> float | None:
 
 
 def _alignment(figures: Mapping[str, Any]) -> str:
-    names = ("closure_recall", "false_closures", "fv_roll", *(f"correlation_{name}" for name in CONTROLS))
+    names = (
+        "closure_recall",
+        "false_closures",
+        "fv_roll",
+        *(f"correlation_{name}" for name in tables().controls),
+    )
     return ", ".join(f"{name.replace('_', ' ')} {_number(figures[name])}" for name in names)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _marked(name: str, own: bool) -> str:
+    return f"{name} {OWN}" if own else name
+
+
+def _mm(value: float | None) -> str:
+    return f"({NOT_MEASURED})" if value is None else f"{value:.2f} mm"
 
 
 def _number(value: float | None) -> str:

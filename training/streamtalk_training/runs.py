@@ -8,25 +8,34 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 
 @dataclass
 class Run:
-    """A stage's folder: `state.pt` (weights, optimiser, step) and `log.jsonl` (a line a report)."""
+    """A stage's folder: `state.pt` (weights, optimiser, step, plan) and `log.jsonl` (a line a report).
+
+    `plan` is what the stage trains by, field by field: a run goes on under the plan that it began with.
+    """
 
     folder: Path
     model: nn.Module
     optimiser: Optimizer
+    plan: Mapping[str, Any] | None = None
     step: int = 0
     elapsed_s: float = 0.0
     started_s: float = field(default_factory=time.monotonic)
@@ -34,27 +43,53 @@ class Run:
     def save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.elapsed_s, self.started_s = self.spent_s(), time.monotonic()
-        state = {
+        state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
             "elapsed_s": self.elapsed_s,
         }
+        if self.plan is not None:
+            state["plan"] = dict(self.plan)
         whole = self.folder / "state.pt"
         partial = whole.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(whole)
 
     def resume(self) -> bool:
-        """Take up what `save` left, if anything."""
+        """Take up what `save` left, if anything; what was logged after that is logged again.
+
+        Raises ValueError where it was left under another plan.
+        """
         path = self.folder / "state.pt"
         if not path.exists():
+            self._forget_later_rows()
             return False
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if self.plan is not None and "plan" in state:
+            _refuse_another_plan(path, state["plan"], self.plan)
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        self._forget_later_rows()
         return True
+
+    def _forget_later_rows(self) -> None:
+        """Drop what was logged past `step`, or half written as the process ended."""
+        path = self.folder / "log.jsonl"
+        if not path.exists():
+            return
+
+        def kept(line: str) -> bool:
+            try:
+                return bool(json.loads(line)["step"] <= self.step)
+            except ValueError:
+                return False
+
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(filter(kept, lines)), encoding="utf-8")
+        partial.replace(path)
 
     def spent_s(self) -> float:
         return self.elapsed_s + time.monotonic() - self.started_s
@@ -84,18 +119,49 @@ def products(device: torch.device, bfloat16: bool) -> torch.autocast:
 
 
 def start(
-    folder: Path, model: nn.Module, learning_rate: float, groups: Sequence[dict[str, Any]] | None = None
+    folder: Path,
+    model: nn.Module,
+    learning_rate: float,
+    groups: Sequence[dict[str, Any]] | None = None,
+    plan: DataclassInstance | None = None,
 ) -> Run:
     """A run in `folder`, resumed where it holds one; the model moves to `device()`.
 
-    `groups` are AdamW's parameter groups (default: everything), whose `scale` multiplies their rate.
+    `groups` are AdamW's parameter groups (default: everything), whose `scale` multiplies their rate. `plan` is
+    kept with the state: raises ValueError where `folder` holds a run under another one.
     """
     torch.set_flush_denormal(True)  # codes that die out leave gradients so small that processors crawl
     model.to(device())
     trained = model.parameters() if groups is None else groups
     run = Run(folder, model, AdamW(trained, learning_rate, (0.9, 0.98), weight_decay=0.01))
+    run.plan = None if plan is None else asdict(plan)
     run.resume()
     return run
+
+
+def _refuse_another_plan(path: Path, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    names = [n for n in sorted({*kept, *wanted}) if kept.get(n, "unset") != wanted.get(n, "unset")]
+    if names:
+        differing = ", ".join(
+            f"{n} was {kept.get(n, 'unset')} and is now {wanted.get(n, 'unset')}" for n in names
+        )
+        raise ValueError(
+            f"{path} was trained under another plan ({differing}): give the options that it began with, "
+            "or another folder"
+        )
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Ends the command with one sentence on stderr and exit code 2 where what it needs is missing or does not
+    serve."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        # KeyError prints the repr of its argument.
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"error: {said}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 def update(run: Run, loss: Tensor, learning_rate: float, clip: float = 1.0) -> None:

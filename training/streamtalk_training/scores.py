@@ -6,6 +6,8 @@ The control hears other clips' sound: all clips of a split, end to end, are move
 and then held against the labels as before. A clip's motion depends on its sound alone, so this is what the model
 would have done had it heard that sound; and as clips differ in length, no pause meets the pause of another
 clip but by chance (clips shuffled whole do: their leading and trailing silences alone correlate by .3).
+Several shifts are tried. The control's correlations are means of their absolute values, since signed ones
+would cancel; its other figures are plain means.
 """
 
 from __future__ import annotations
@@ -72,8 +74,7 @@ def pairs(reader: Reader, talker: Talker, speeches: Sequence[Speech]) -> list[Pa
 def split_scores(face: Face, streamed: Sequence[Pair], fps: float) -> dict[str, object]:
     """All figures of one split, ready for JSON."""
     controls = [moved_round(streamed, share) for share in CONTROL_SHIFTS]
-    heard_others = [speech_scores(control, fps) | agreement(control) for control in controls]
-    floor = {name: float(np.mean([figures[name] for figures in heard_others])) for name in heard_others[0]}
+    floor = floor_of([speech_scores(control, fps) | agreement(control) for control in controls])
     ideal = [replace(pair, predicted=pair.true) for pair in streamed]
     aperture = aperture_by_viseme(streamed, fps)
     return {
@@ -87,13 +88,30 @@ def split_scores(face: Face, streamed: Sequence[Pair], fps: float) -> dict[str, 
         "control": floor,
         "pauses": pause_scores(streamed, fps),
         "aperture_mm": aperture,
-        "control_largest": max(
-            abs(value) for name, value in floor.items() if name.startswith("correlation_")
-        ),
+        "control_largest": largest_correlation(floor),
         "aperture_in_order": float(
             sorted(aperture, key=aperture.__getitem__, reverse=True) == list(aperture)
         ),
     }
+
+
+def floor_of(controls: Sequence[Figures]) -> Figures:
+    """One control's figures out of several: means, of correlations those of the absolute values; nan stays."""
+    return {
+        name: float(
+            np.mean([abs(figures[name]) if _correlates(name) else figures[name] for figures in controls])
+        )
+        for name in controls[0]
+    }
+
+
+def largest_correlation(figures: Figures) -> float:
+    """The largest of all absolute correlations; nan, which meets no target, if any of them is."""
+    return float(np.max([abs(value) for name, value in figures.items() if _correlates(name)]))
+
+
+def _correlates(name: str) -> bool:
+    return name.startswith("correlation_")
 
 
 def moved_round(streamed: Sequence[Pair], share: float) -> list[Pair]:
@@ -162,16 +180,20 @@ def jitter(streamed: Sequence[Pair], fps: float) -> float:
 
 
 def pause_scores(streamed: Sequence[Pair], fps: float) -> Figures:
-    """What the mouth does at least .3 s from any speech: gaps in mm, mean speed of the lips in mm/s."""
-    gaps, moves = [0.0], [0.0]
+    """What the mouth does at least .3 s from any speech: gaps in mm, mean speed of the lips in mm/s.
+
+    nan where no clip has such a pause.
+    """
+    gaps: list[float] = []
+    moves: list[float] = []
     for pair in streamed:
         quiet = metrics.quiet_frames(len(pair.predicted), pair.speech.phones, fps)
         gaps += pair.predicted.gaps[quiet].max(1).tolist()
         moves += pair.predicted.lip_moves[1:][quiet[1:] & quiet[:-1]].tolist()
     return {
-        "gap_p95_mm": float(np.percentile(gaps, 95)) * 1e3,
-        "gap_max_mm": float(np.max(gaps)) * 1e3,
-        "lip_speed_mm_s": float(np.mean(moves)) * fps * 1e3,
+        "gap_p95_mm": float(np.percentile(gaps, 95)) * 1e3 if gaps else float("nan"),
+        "gap_max_mm": max(gaps) * 1e3 if gaps else float("nan"),
+        "lip_speed_mm_s": float(np.mean(moves)) * fps * 1e3 if moves else float("nan"),
     }
 
 

@@ -15,6 +15,7 @@ from streamtalk_training import espeak, music
 from streamtalk_training.foreign import foreign_sentence
 from streamtalk_training.idle import slow_noise
 from streamtalk_training.music import SAMPLE_RATE
+from streamtalk_training.visemes import UnknownPhoneError
 
 Doubles = NDArray[np.float64]
 Random = np.random.Generator
@@ -135,7 +136,7 @@ def babble(samples: int, random: Random) -> Doubles:
                 spoken = espeak.say(
                     text, f"{language}+{variant}", words.randint(140, 200), words.randint(20, 80)
                 )
-            except KeyError:  # a phone that the tables lack
+            except UnknownPhoneError:  # a phone that the tables lack
                 continue
             heard = soxr.resample(spoken.pcm, spoken.sample_rate, SAMPLE_RATE)[max(-start, 0) :]
             start = max(start, 0)

@@ -87,7 +87,7 @@ def train(
     """Train (or go on training) in `folder`, to step `until` or the plan's end, and return the model."""
     torch.manual_seed(plan.seed)
     model = VQAutoencoder(config.vq)
-    run = runs.start(folder, model, plan.peak_rate)
+    run = runs.start(folder, model, plan.peak_rate, plan=plan)
     longest = config.stream.decode_window or config.window_size
     continuous = plan.steps // 4  # steps without codes, so that latents spread before codes settle on them
     dead = 0
@@ -141,9 +141,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=Stage1.steps)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    setup: Setup = setup_from(options)
-    data = setup.motion(setup.clips("train"))
-    train(setup.config, setup.space, data, Stage1(options.steps, seed=options.seed), options.run / "stage1")
+    with runs.one_sentence():
+        setup: Setup = setup_from(options)
+        data = setup.motion(setup.clips("train"))
+        plan = Stage1(options.steps, seed=options.seed)
+        train(setup.config, setup.space, data, plan, options.run / "stage1")
 
 
 if __name__ == "__main__":

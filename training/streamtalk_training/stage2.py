@@ -209,7 +209,7 @@ def train(
     ear = [*talker.audio_encoder.parameters(), *student.hint.parameters()]
     mouth = [*talker.autoencoder.decoder.parameters(), *talker.diff_ar_network.parameters()]
     groups: list[dict[str, Any]] = [{"params": ear, "scale": plan.encoder_rate}, {"params": mouth}]
-    run = runs.start(folder, student, plan.peak_rate, groups)
+    run = runs.start(folder, student, plan.peak_rate, groups, plan)
     controls = control_map(space, motion.coordinates).to(runs.device())
     last = min(until or plan.steps, plan.steps)
     while run.step < last:
@@ -247,25 +247,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bfloat16", action="store_true", help="faster on processors that have it")
     options = parser.parse_args(arguments)
+    with runs.one_sentence():
+        run(options)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Stage 2 as the parsed options say. Raises OSError and ValueError where something needed is missing."""
     setup: Setup = setup_from(options)
-    clips = setup.clips("train")
-    stage1 = torch.load(options.run / "stage1" / "state.pt", weights_only=True)["model"]
-    held_out = setup.clips("valid")
+    codes = finished_stage1(options.run / "stage1" / "state.pt")
     encoder = Talker(setup.config).audio_encoder
+    clips = setup.clips("train")
+    motion = setup.motion(clips)
     mel = mel_data((clip.pcm for clip in clips), encoder)
+    del clips  # gigabytes, and all that training needs of them is made
+    held_out = setup.clips("valid")
     validation = Validation(setup.motion(held_out), mel_data((clip.pcm for clip in held_out), encoder))
+    del held_out
     plan = Stage2(options.steps, bfloat16=options.bfloat16, seed=options.seed)
-    train(
-        setup.config,
-        setup.space,
-        setup.motion(clips),
-        mel,
-        stage1,
-        plan,
-        options.run / "stage2",
-        None,
-        validation,
-    )
+    folder = options.run / "stage2"
+    train(setup.config, setup.space, motion, mel, codes, plan, folder, validation=validation)
+
+
+def finished_stage1(path: Path) -> dict[str, Tensor]:
+    """Stage 1's state dict. Raises FileNotFoundError without one, ValueError where the stage is not done."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {path}: run python -m streamtalk_training.stage1 with the same --run first"
+        )
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    planned = state["plan"]["steps"] if "plan" in state else state["step"]  # older states tell no plan
+    if state["step"] < planned:
+        raise ValueError(
+            f"{path} is at step {state['step']} of {planned}: "
+            "run python -m streamtalk_training.stage1 with the same --run to its end first"
+        )
+    model: dict[str, Tensor] = state["model"]
+    return model
 
 
 if __name__ == "__main__":

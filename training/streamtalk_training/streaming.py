@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtalk import Frame, ModelError, Talker
+from streamtalk import Frame, ModelError, Talker, manifest
 from streamtalk_export import cli as export_cli
 from streamtalk_training import metrics
 from streamtalk_training.coarticulation import ARKIT_INDEX
@@ -26,10 +27,9 @@ BLINK_SHAPES = ("eyeBlinkLeft", "eyeBlinkRight")
 
 def exported(model: Path, cache: Path) -> Path:
     """The engine folder of a model folder (`model.safetensors`, `config.yaml`, `face.npz`), exported to
-    `cache` unless it is there already. Raises ExportError."""
+    `cache` unless it is there already, made by the same exporter. Raises ExportError and OSError."""
     parts = {name: model / name for name in ("model.safetensors", "config.yaml", "face.npz")}
-    content = hashlib.sha256(b"".join(path.read_bytes() for path in parts.values())).hexdigest()
-    out = cache / "engines" / content[:16]
+    out = cache / "engines" / engine_key(parts.values())[:16]
     if not (out / "manifest.json").exists():
         face = str(parts["face.npz"])
         wanted = ["--checkpoint", str(parts["model.safetensors"]), "--config", str(parts["config.yaml"])]
@@ -39,12 +39,23 @@ def exported(model: Path, cache: Path) -> Path:
     return out
 
 
+def engine_key(model: Iterable[Path]) -> str:
+    """A hash of all that decides what an engine holds: the model's files, the exporter and its version, and the
+    manifest that the runtime expects. An engine of yesterday's exporter is not what ships today."""
+    package = Path(export_cli.__file__).parent
+    key = hashlib.sha256(version("streamtalk").encode())
+    for path in (*model, *sorted(package.rglob("*.py")), Path(manifest.__file__)):
+        key.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return key.hexdigest()
+
+
 @dataclass(frozen=True)
 class Track:
     """Some frames of a face, reduced: L frames, P lip pairs, k lip and m upper-face vertices; metres.
 
     `upper` are squared displacements from rest; `lip_moves` and `face_moves` mean distances that lip vertices
-    and all vertices went since the frame before (0 at first). Blinks are taken out of `face_moves`.
+    and all vertices went since the frame before (0 at first). Blinks are taken out of `face_moves`. `farthest` is
+    how far from rest any vertex of the whole face stands, nan where one is no number.
     """
 
     weights: Floats  # [L, 52]
@@ -53,6 +64,7 @@ class Track:
     upper: Floats  # [L, m]
     lip_moves: Floats  # [L]
     face_moves: Floats  # [L]
+    farthest: Floats  # [L]
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -85,20 +97,22 @@ class Reader:
 
     def tracks(self, motion: Iterable[Block], speaker: int) -> Iterator[Track]:
         """The track of each block in a row of them."""
-        rest = self.face.templates[speaker][self.face.upper_face]
+        rest = self.face.templates[speaker]
         before: Block | None = None
         for vertices, weights in motion:
             last = (vertices[:1], weights[:1]) if before is None else before
             steps = np.diff(vertices, axis=0, prepend=last[0])
             turns = np.diff(weights, axis=0, prepend=last[1])
             before = vertices[-1:], weights[-1:]
+            away = np.square(vertices - rest).sum(-1)
             yield Track(
                 weights,
                 metrics.lip_gaps(vertices, self.face.lip_pairs),
                 vertices[:, self.face.lips],
-                np.square(vertices[:, self.face.upper_face] - rest).sum(-1),
+                away[:, self.face.upper_face],
                 np.linalg.norm(steps[:, self.face.lips], axis=-1).mean(1),
                 self._unblinking(steps, turns),
+                np.sqrt(away.max(1)),
             )
 
     def _unblinking(self, steps: Floats, turns: Floats) -> Floats:

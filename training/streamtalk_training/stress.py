@@ -26,7 +26,7 @@ MUSIC_START_S = 20.0  # past the introduction
 LOOP_S = 60.0
 SEEDS_S = 180.0
 FROZEN = 0.5  # of a lip vertex's spread in the second pass: below it, it has stopped moving
-EXPLODED = 2.0  # times the second pass's widest excursion of any lip vertex
+EXPLODED = 2.0  # times the second pass's widest excursion: of lip vertices, and of all vertices
 BROW_SHAPES = ("browInnerUp", "browOuterUpLeft", "browOuterUpRight", "browDownLeft", "browDownRight")
 SAME_BLINK_S = 0.2
 
@@ -103,7 +103,8 @@ def sound_scores(
 @dataclass(frozen=True)
 class Pass:
     """One pass through the loop. Mean and spread of the lips' gap (m) and of the jaw's weight; of the lips'
-    vertices [k] the spread, and the farthest any came from rest (m)."""
+    vertices [k] the spread, and the farthest any came from rest (m); the same of all vertices of the face, nan
+    where one is no number."""
 
     gap_mean: float
     gap_std: float
@@ -111,6 +112,7 @@ class Pass:
     jaw_std: float
     lip_spread: Floats
     farthest: float
+    farthest_of_face: float
 
 
 def loop_passes(reader: Reader, talker: Talker, pcm: Floats, passes: int) -> Iterator[Pass]:
@@ -131,23 +133,32 @@ def _pass(track: Track, rest: Floats) -> Pass:
     away = np.linalg.norm(track.lips - rest, axis=-1)
     spread = np.sqrt(track.lips.var(0).sum(-1))
     return Pass(
-        float(gap.mean()), float(gap.std()), float(jaw.mean()), float(jaw.std()), spread, float(away.max())
+        float(gap.mean()),
+        float(gap.std()),
+        float(jaw.mean()),
+        float(jaw.std()),
+        spread,
+        float(away.max()),
+        float(track.farthest.max()),
     )
 
 
 def loop_scores(passes: Sequence[Pass]) -> dict[str, object]:
     """The last pass against the second (the first begins from stillness): relative changes of lip statistics,
-    and the share of lip vertices that froze or, with the whole face, exploded."""
+    the share of lip vertices that froze, and whether any vertex of the face exploded or is no number (in any
+    pass)."""
     second, last = passes[1], passes[-1]
     names = ("gap_mean", "gap_std", "jaw_mean", "jaw_std")
     changes = {name: abs(getattr(last, name) / getattr(second, name) - 1) for name in names}
-    finite = np.isfinite(last.lip_spread).all() and np.isfinite(last.farthest)
+    farthest = ("farthest", "farthest_of_face")
+    finite = all(np.isfinite([getattr(one, name) for one in passes for name in farthest]))
+    wide = any(getattr(one, n) > EXPLODED * getattr(second, n) for one in passes[1:] for n in farthest)
     return {
         "passes": len(passes),
         "changes": changes,
         "largest_change": max(changes.values()),
         "frozen": float((last.lip_spread < FROZEN * second.lip_spread).mean()),
-        "exploded": float(not finite or last.farthest > EXPLODED * second.farthest),
+        "exploded": float(not finite or wide),
         "by_pass": {name: [getattr(one, name) for one in passes] for name in names},
     }
 

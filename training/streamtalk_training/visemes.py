@@ -20,6 +20,14 @@ VOWELS = frozenset({"AA", "AE", "AH", "AO", "EH", "IY", "IH", "UW", "UH", "OW", 
 DIPHTHONG_SPLIT = 0.45  # share of the phone that its first vowel takes
 
 
+class UnknownPhoneError(KeyError):
+    """An engine's phone that `visemes.json` does not know: what says it cannot be articulated."""
+
+    def __str__(self) -> str:
+        # KeyError prints the repr of its argument: a sentence in quotation marks.
+        return str(self.args[0])
+
+
 @dataclass(frozen=True)
 class Phone:
     """One viseme's stretch of speech: `start_s` to `end_s` in seconds, `name` as the engine spells it."""
@@ -57,7 +65,7 @@ def espeak_phones(name: str, start_s: float, end_s: float, language: str = "en")
 
     Stress marks are stripped. `;` only colours its neighbour, so it yields nothing. One name can stand for
     another sound in another `language` (`y` is rounded in German, not in Polish).
-    Raises KeyError for a phone that the tables do not know.
+    Raises UnknownPhoneError for a phone that the tables do not know.
     """
     plain = name.lstrip("',%=")
     if plain in ("", ";"):
@@ -77,7 +85,10 @@ def _espeak_tables(language: str) -> tuple[Mapping[str, str], Mapping[str, Seque
 
 
 def cmu_phones(name: str, start_s: float, end_s: float) -> list[Phone]:
-    """The phones of one CMU label (`aa`, `ey`, `pau`; stress digits and case do not matter)."""
+    """The phones of one CMU label (`aa`, `ey`, `pau`; stress digits and case do not matter).
+
+    Raises UnknownPhoneError for a phone that the tables do not know.
+    """
     plain = name.lower().rstrip("012")
     return _phones(plain, start_s, end_s, tables().cmu_phones, tables().cmu_diphthongs)
 
@@ -94,5 +105,5 @@ def _phones(
         middle_s = start_s + DIPHTHONG_SPLIT * (end_s - start_s)
         return [Phone(start_s, middle_s, name, first), Phone(middle_s, end_s, name, second)]
     if name not in singles:
-        raise KeyError(f"unknown phone {name!r}: add it to visemes.json (known: {sorted(singles)})")
+        raise UnknownPhoneError(f"unknown phone {name!r}: add it to visemes.json (known: {sorted(singles)})")
     return [Phone(start_s, end_s, name, singles[name])]

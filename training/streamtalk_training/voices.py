@@ -52,7 +52,10 @@ class Engines:
 
 
 def find_engines(root: Path) -> Engines:
-    """What is installed, or was unpacked below `root` (Debian packages, `dpkg -x`)."""
+    """What was unpacked below `root` (Debian packages, `dpkg -x`), or is installed where `root` is `/`.
+
+    flite alone is also found on the path where `root` lacks it.
+    """
     share = root / "usr" / "share"
     wordnet, soundfont = share / "wordnet", share / "sounds" / "sf2" / "TimGM6mb.sf2"
     return Engines(

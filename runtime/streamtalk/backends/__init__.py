@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from streamtalk.backends import onnxruntime_cpu
+from streamtalk.backends import onnxruntime_cpu, onnxruntime_cuda, tensorrt
 from streamtalk.backends.contract import check_manifest
 from streamtalk.backends.protocol import Backend, Lane, LaneState
 from streamtalk.errors import BackendError, MissingDependencyError, ModelError, UsageError
 from streamtalk.identity import Identity
 from streamtalk.manifest import Manifest
+from streamtalk.trust import trust
 
 __all__ = ["AUTO", "Backend", "Choice", "Lane", "LaneState", "Options", "available", "choose"]
 
@@ -55,8 +56,25 @@ def _load_onnxruntime_cpu(directory: Path, manifest: Manifest, options: Options)
     return onnxruntime_cpu.OnnxRuntimeCpu(directory, manifest, options.cpu_threads())
 
 
+def _load_onnxruntime_cuda(directory: Path, manifest: Manifest, _: Options) -> Backend:
+    return onnxruntime_cuda.OnnxRuntimeCuda(directory, manifest)
+
+
+def _load_tensorrt(directory: Path, manifest: Manifest, _: Options) -> Backend:
+    return tensorrt.TensorRt(tensorrt.CLASSIC, directory, manifest)
+
+
+def _load_tensorrt_rtx(directory: Path, manifest: Manifest, _: Options) -> Backend:
+    return tensorrt.TensorRt(tensorrt.RTX, directory, manifest)
+
+
 # In order of preference: `auto` takes the first that works.
-LOADERS: dict[str, Loader] = {onnxruntime_cpu.NAME: _load_onnxruntime_cpu}
+LOADERS: dict[str, Loader] = {
+    tensorrt.CLASSIC: _load_tensorrt,
+    tensorrt.RTX: _load_tensorrt_rtx,
+    onnxruntime_cuda.NAME: _load_onnxruntime_cuda,
+    onnxruntime_cpu.NAME: _load_onnxruntime_cpu,
+}
 
 
 def available() -> tuple[str, ...]:
@@ -68,8 +86,8 @@ def choose(name: str, directory: Path, manifest: Manifest, identity: Identity, o
     """Load the backend `name`, or for `auto` the first that works.
 
     Each is tried with one hop and one frame of silence: what fails there is not taken, and the first frame
-    of a stream costs what the others cost. Raises UsageError, ModelError, BackendError or
-    MissingDependencyError.
+    of a stream costs what the others cost. On a GPU it must also reproduce the model's probe. Raises
+    UsageError, ModelError, BackendError or MissingDependencyError.
     """
     if name not in (AUTO, *LOADERS):
         raise UsageError(f"No backend {name!r} in this version. There are: {', '.join((AUTO, *LOADERS))}.")
@@ -89,12 +107,18 @@ def choose(name: str, directory: Path, manifest: Manifest, identity: Identity, o
 def _load(name: str, directory: Path, manifest: Manifest, identity: Identity, options: Options) -> Backend:
     backend = LOADERS[name](directory, manifest, options)
     lane = backend.lane(identity.styles[0], identity.templates[0], identity.start_latent)
-    lane.encode()
-    lane.frame(0)
-    finite = bool(np.isfinite(lane.vertices()).all())
-    lane.close()
+    try:
+        lane.encode()
+        lane.frame(0)
+        finite = bool(np.isfinite(lane.vertices()).all())
+    finally:
+        lane.close()
     if not finite:
-        raise ModelError(f"{directory} gives vertices that are not finite on {name}. Export again.")
+        # On a GPU it is that device's kernels that are wrong; elsewhere the graphs themselves.
+        kind = ModelError if backend.fingerprint is None else BackendError
+        raise kind(f"{directory} gives vertices that are not finite on {name}. Export again.")
+    if backend.fingerprint is not None:
+        trust(backend, directory, manifest)
     return backend
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtalk.backends.contract import compare, declared
-from streamtalk.backends.protocol import Float32, LaneState, counters
+from streamtalk.backends.protocol import Float32, LaneState
+from streamtalk.backends.slots import Counts, Mask
 from streamtalk.errors import BackendError, MissingDependencyError, ModelError
-from streamtalk.manifest import AUDIO_ENCODER, FRAME, Graph, Manifest, Tensor, verified
+from streamtalk.manifest import AUDIO_ENCODER, FRAME, Graph, Manifest, Precision, Tensor, verified
 
 NAME = "onnxruntime-cpu"
 PROVIDERS = ["CPUExecutionProvider"]
@@ -23,6 +24,8 @@ class OnnxRuntimeCpu:
     """Sessions of the audio encoder and the frame graph."""
 
     name = NAME
+    fingerprint = None
+    precision: Precision = "fp32"
 
     def __init__(self, directory: Path, manifest: Manifest, threads: int) -> None:
         self.runtime = _onnxruntime()
@@ -37,13 +40,15 @@ class OnnxRuntimeCpu:
         """Allocate and bind one voice's buffers; slot 0 of the batch, the others inactive."""
         return CpuLane(self, style, template, start_latent)
 
+    def slots(self, start_latent: Float32) -> CpuSlots:
+        """Allocate and bind every slot of the batch, for `streamtalk.batch`."""
+        return CpuSlots(self, start_latent)
 
-class CpuLane:
-    """One voice: numpy arrays that onnxruntime reads and writes in place. See `protocol.Lane`."""
 
-    def __init__(
-        self, backend: OnnxRuntimeCpu, style: Float32, template: Float32, start_latent: Float32
-    ) -> None:
+class CpuSlots:
+    """Every slot of the batch: numpy arrays that onnxruntime reads and writes in place. See `slots.Slots`."""
+
+    def __init__(self, backend: OnnxRuntimeCpu, start_latent: Float32) -> None:
         manifest = backend.manifest
         self._manifest = manifest
         self._start_latent = start_latent
@@ -52,19 +57,20 @@ class CpuLane:
 
         windows = _allocate(manifest.graphs[AUDIO_ENCODER].inputs)
         encoded = _allocate(manifest.graphs[AUDIO_ENCODER].outputs)
-        self.pcm: Float32 = windows["pcm"][0]
-        self._features: Float32 = encoded["audio_features"][0]
+        self.pcm: Float32 = windows["pcm"]
+        self._encoded: Float32 = encoded["audio_features"]
         self._encode_binding = _Binding(backend.runtime, backend.encoder, windows, encoded)
+        # Apart from what the encoder writes: a slot in mid-hop must keep its own.
+        self._features = np.zeros_like(self._encoded)
+        self._feature_rows = self._features.reshape(-1, manifest.audio_width)
+        self._first_rows = manifest.hop * np.arange(manifest.batch)
+        self._rows = np.zeros_like(self._first_rows)
 
         # The state has two sides: the graph reads the one and writes the other, in turn.
         inputs = _allocate(manifest.graphs[FRAME].inputs)
         outputs = _allocate(manifest.graphs[FRAME].outputs)
-        inputs["style"][0] = style
-        inputs["template"][0] = template.reshape(-1)
-        inputs["active"][0] = True
-        self.noise: Float32 = inputs["noise"][0]
-        self._audio_feature: Float32 = inputs["audio_feature"][0]
-        self._counters = (inputs["position"], inputs["valid_frames"], inputs["valid_latents"])
+        self._inputs = inputs
+        self.noise: Float32 = inputs["noise"]
         self._kv_caches = (inputs["kv_cache"], outputs["kv_cache_out"])
         self._latents = (inputs["latents"], outputs["latents_out"])
         back = {**inputs, "kv_cache": outputs["kv_cache_out"], "latents": outputs["latents_out"]}
@@ -73,30 +79,93 @@ class CpuLane:
             _Binding(backend.runtime, backend.frame, inputs, outputs),
             _Binding(backend.runtime, backend.frame, back, back_out),
         )
-        self._vertices: Float32 = outputs["vertices"][0]
+        self._vertices: Float32 = outputs["vertices"].view()
         self._vertices.flags.writeable = False
-        self.reset()
+
+    def start(self, slot: int, style: Float32, template: Float32) -> None:
+        """Give a slot to a voice."""
+        self._inputs["style"][slot] = style
+        self._inputs["template"][slot] = template.reshape(-1)
+        self.reset(slot)
+
+    def reset(self, slot: int) -> None:
+        """Empty both sides of a slot's state and put the start latent into their newest places."""
+        for array in (self.pcm, self.noise, self._features, *self._kv_caches, *self._latents):
+            array[slot] = 0
+        for latents in self._latents:
+            latents[slot, -1] = self._start_latent
+
+    def encode(self, due: Mask) -> None:
+        """Run the audio encoder, to its end, and keep what the slots in `due` got."""
+        _run(self._encoder, self._encode_binding)
+        np.copyto(self._features, self._encoded, where=due[:, None, None])
+
+    def frame(self, turn: int, frames: Counts, active: Mask) -> None:
+        """Run turn `turn`, to its end."""
+        m, inputs = self._manifest, self._inputs
+        # As `protocol.counters`, for all slots at once and into the graph's own inputs.
+        np.remainder(frames, m.period, out=inputs["position"])
+        np.minimum(frames, m.history, out=inputs["valid_frames"])
+        np.add(frames, 1, out=inputs["valid_latents"])
+        np.minimum(inputs["valid_latents"], m.decode_window, out=inputs["valid_latents"])
+        np.copyto(inputs["active"], active)
+        np.remainder(frames, m.hop, out=self._rows)
+        np.add(self._rows, self._first_rows, out=self._rows)
+        # mode="clip" writes straight to `out`; no row is outside.
+        np.take(self._feature_rows, self._rows, axis=0, out=inputs["audio_feature"], mode="clip")
+        _run(self._frame, self._frame_bindings[turn % 2])
+
+    def vertices(self) -> Float32:
+        """The newest turn [B, V, 3], in the buffer that the graph writes to."""
+        return self._vertices
+
+    def state(self, slot: int, turn: int) -> LaneState:
+        """A copy of a slot's state before turn `turn`."""
+        side = turn % 2
+        return LaneState(
+            features=self._features[slot].copy(),
+            kv_cache=self._kv_caches[side][slot].copy(),
+            latents=self._latents[side][slot].copy(),
+        )
+
+    def restore(self, slot: int, turn: int, state: LaneState) -> None:
+        """Take a slot's state before turn `turn` from a copy."""
+        side = turn % 2
+        self._features[slot] = state.features
+        self._kv_caches[side][slot] = state.kv_cache
+        self._latents[side][slot] = state.latents
+
+    def close(self) -> None:
+        """Nothing to do: the arrays go with this object."""
+
+
+class CpuLane:
+    """One voice: slot 0 of a batch of its own, whose turns are its frames. See `protocol.Lane`."""
+
+    def __init__(
+        self, backend: OnnxRuntimeCpu, style: Float32, template: Float32, start_latent: Float32
+    ) -> None:
+        self._slots = CpuSlots(backend, start_latent)
+        self._slots.start(0, style, template)
+        self._frames = np.zeros(backend.manifest.batch, np.int64)
+        self._mine = np.zeros(backend.manifest.batch, np.bool_)
+        self._mine[0] = True
+        self._vertices: Float32 = self._slots.vertices()[0]
+        self.pcm: Float32 = self._slots.pcm[0]
+        self.noise: Float32 = self._slots.noise[0]
 
     def reset(self) -> None:
-        """Empty both sides of the state and put the start latent into the newest slot of side 0."""
-        self._features.fill(0)
-        for side in (*self._kv_caches, *self._latents):
-            side.fill(0)
-        self._latents[0][0, -1] = self._start_latent
+        """Return to the state before frame 0."""
+        self._slots.reset(0)
 
     def encode(self) -> None:
         """Run the audio encoder, to its end."""
-        _run(self._encoder, self._encode_binding)
+        self._slots.encode(self._mine)
 
     def frame(self, index: int) -> None:
         """Run frame `index`, to its end."""
-        now = counters(index, self._manifest)
-        position, valid_frames, valid_latents = self._counters
-        position.fill(now.position)
-        valid_frames.fill(now.valid_frames)
-        valid_latents.fill(now.valid_latents)
-        self._audio_feature[:] = self._features[index % self._manifest.hop]
-        _run(self._frame, self._frame_bindings[index % 2])
+        self._frames[0] = index
+        self._slots.frame(index, self._frames, self._mine)
 
     def vertices(self) -> Float32:
         """The newest frame [V, 3], in the buffer that the graph writes to."""
@@ -104,19 +173,11 @@ class CpuLane:
 
     def state(self, index: int) -> LaneState:
         """A copy of the state before frame `index`."""
-        side = index % 2
-        return LaneState(
-            features=self._features.copy(),
-            kv_cache=self._kv_caches[side][0].copy(),
-            latents=self._latents[side][0].copy(),
-        )
+        return self._slots.state(0, index)
 
     def restore(self, index: int, state: LaneState) -> None:
         """Take the state before frame `index` from a copy."""
-        side = index % 2
-        self._features[:] = state.features
-        self._kv_caches[side][0] = state.kv_cache
-        self._latents[side][0] = state.latents
+        self._slots.restore(0, index, state)
 
     def close(self) -> None:
         """Nothing to do: the arrays go with the lane."""
@@ -149,15 +210,16 @@ def _session(runtime: Any, directory: Path, graph: Graph, threads: int) -> Any:
         session = runtime.InferenceSession(str(path), options, providers=PROVIDERS)
     except Exception as error:  # onnxruntime's own errors share no base class
         raise BackendError(
-            f"onnxruntime {runtime.__version__} cannot load {path}: {_first_line(error)}"
+            f"onnxruntime {runtime.__version__} cannot load {path}: {first_line(error)}"
         ) from error
     want_inputs, want_outputs = declared(graph)
-    compare(f"The inputs of {path}", want_inputs, _tensors(session.get_inputs()))
-    compare(f"The outputs of {path}", want_outputs, _tensors(session.get_outputs()))
+    compare(f"The inputs of {path}", want_inputs, tensors_of(session.get_inputs()))
+    compare(f"The outputs of {path}", want_outputs, tensors_of(session.get_outputs()))
     return session
 
 
-def _tensors(nodes: Any) -> dict[str, Tensor]:
+def tensors_of(nodes: Any) -> dict[str, Tensor]:
+    """A session's inputs or outputs in the manifest's terms."""
     return {
         node.name: Tensor(node.name, DTYPES.get(node.type, node.type), tuple(node.shape)) for node in nodes
     }
@@ -188,8 +250,9 @@ def _run(session: Any, binding: _Binding) -> None:
     try:
         session.run_with_iobinding(binding.io)
     except Exception as error:  # onnxruntime's own errors share no base class
-        raise BackendError(f"onnxruntime failed: {_first_line(error)}") from error
+        raise BackendError(f"onnxruntime failed: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What to quote of an error whose text runs on."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from streamtalk.manifest import Manifest
+from streamtalk.manifest import Manifest, Precision
 
 Float32 = npt.NDArray[np.float32]
 
@@ -71,6 +71,16 @@ class Backend(Protocol):
     """The name it is asked for by, such as `onnxruntime-cpu`."""
     description: str
     """What actually runs, for people: library version, device, threads."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """All that a result depends on: device, driver, library, files, flags. A backend that has one must first
+        reproduce the model's probe; the reference on the CPU has none.
+        """
+
+    @property
+    def precision(self) -> Precision:
+        """Of the graphs that run."""
 
     def lane(self, style: Float32, template: Float32, start_latent: Float32) -> Lane:
         """Allocate everything that one voice needs. `style` [E], `template` [V, 3], `start_latent` [C]."""

@@ -30,7 +30,9 @@ def test_auto_says_what_it_took(engine: Path) -> None:
     talker = Talker.load(engine, threads=2)
     assert talker.backend == "onnxruntime-cpu"
     assert "2 threads" in talker.choice.backend.description
-    assert talker.choice.passed_over == {}
+    # In the order of preference, each with its reason.
+    assert list(talker.choice.passed_over) == ["tensorrt", "tensorrt_rtx", "onnxruntime-cuda"]
+    assert "holds no tensorrt_rtx engines" in talker.choice.passed_over["tensorrt_rtx"]
 
 
 def test_auto_passes_over_what_fails_and_says_why(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +42,7 @@ def test_auto_passes_over_what_fails_and_says_why(engine: Path, monkeypatch: pyt
     monkeypatch.setattr(backends, "LOADERS", {"card": broken, **backends.LOADERS})
     choice = Talker.load(engine).choice
     assert choice.backend.name == "onnxruntime-cpu"
-    assert choice.passed_over == {"card": "no such card"}
+    assert choice.passed_over["card"] == "no such card"
     with pytest.raises(BackendError, match="no such card"):
         Talker.load(engine, "card")
     monkeypatch.setattr(backends, "LOADERS", {"card": broken})
@@ -49,8 +51,8 @@ def test_auto_passes_over_what_fails_and_says_why(engine: Path, monkeypatch: pyt
 
 
 def test_an_unknown_backend_is_told_what_there_is(engine: Path) -> None:
-    with pytest.raises(UsageError, match=r"'tensorrt'.*auto, onnxruntime-cpu"):
-        Talker.load(engine, "tensorrt")
+    with pytest.raises(UsageError, match=r"'coreml'.*auto, tensorrt, .*, onnxruntime-cpu"):
+        Talker.load(engine, "coreml")
 
 
 @pytest.mark.parametrize("threads", [0, -1])
@@ -154,6 +156,7 @@ def test_an_input_that_this_version_does_not_know(copy: Path) -> None:
         ("speaker_names", np.array(["a", "a", "b"]), "distinct"),
         ("faces", np.array([[0, 1, 4]]), "outside the 4 vertices"),
         ("colors", np.zeros((2, 3), np.uint8), "shape"),
+        ("identity_colors", np.zeros((2, 4, 3), np.uint8), "shape"),
         ("lip_pairs", np.array([[0, 4]]), "numbers of the 4 vertices"),
         ("lids", np.array([[0.5, 1]]), "numbers of the 4 vertices"),
     ],

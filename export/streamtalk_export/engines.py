@@ -1,0 +1,307 @@
+"""TensorRT engines from exported graphs: one path for classic `tensorrt` and for `tensorrt_rtx`.
+
+Both parse the same strongly typed graphs; what differs between them is the table `FAMILIES`. TensorRT-RTX builds
+without a GPU, for any of its compute capabilities; classic TensorRT builds on the GPU that will run the engine.
+Nothing here needs torch, so that a Jetson can build the engines of a model that was exported elsewhere:
+`python -m streamtalk_export.engines DIR --targets tensorrt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from streamtalk.cache import cache_directory, locked
+from streamtalk.cuda.driver import open_driver
+from streamtalk.cuda.tensorrt import error_words
+from streamtalk.engine_file import RTX_HEADER_BYTES, read_rtx_header
+from streamtalk.errors import ModelError, StreamTalkError
+from streamtalk.manifest import (
+    FILE_NAME,
+    Engine,
+    Graph,
+    Manifest,
+    Precision,
+    graph_key,
+    read_manifest,
+    sha256_of,
+    verified,
+)
+from streamtalk_export.errors import ExportError
+
+Say = Callable[[str], None]
+Target = Literal["tensorrt", "tensorrt_rtx"]
+
+DYNAMIC_SAMPLES = (3200, 32000, 960000)
+"""Least, usual and most samples of a graph whose length is not fixed: the offline encoder, up to a minute."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What differs between the two libraries."""
+
+    target: Target
+    install: str
+    needs_gpu: bool
+    """Whether building takes the GPU that will run the engine."""
+
+
+FAMILIES: dict[str, Family] = {
+    "tensorrt": Family("tensorrt", "pip install tensorrt, or on a Jetson JetPack's own packages", True),
+    "tensorrt_rtx": Family("tensorrt_rtx", "pip install tensorrt-rtx", False),
+}
+
+
+class Builder:
+    """A TensorRT library, ready to build. Raises ExportError where it is missing or cannot run here."""
+
+    def __init__(self, target: str, compute_capabilities: Sequence[int] = ()) -> None:
+        self.family = FAMILIES[target]
+        try:
+            self.trt: Any = importlib.import_module(target)
+        except ImportError as error:
+            raise ExportError(
+                f"--targets {target} needs the package {target}: {self.family.install}. ({error})"
+            ) from error
+        self.version: str = self.trt.__version__
+        self.logger: Any = error_words(self.trt)
+        self.capabilities = self._capabilities(compute_capabilities)
+        # The constructor of classic TensorRT fails without a driver.
+        self.builder = self._made(lambda: self.trt.Builder(self.logger), "cannot start")
+
+    def build(self, directory: Path, name: str, graph: Graph) -> Engine:
+        """Build the engine of graph `name` beside it. Raises ExportError in the parser's or builder's words."""
+        trt, target = self.trt, self.family.target
+        strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        flags = 0 if strongly_typed is None else 1 << int(strongly_typed)
+        network = self.builder.create_network(flags)
+        parser = trt.OnnxParser(network, self.logger)
+        source = directory / graph.file
+        self.logger.words.clear()
+        if not parser.parse_from_file(str(source)):
+            errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
+            raise ExportError(f"{target} {self.version} cannot parse {graph.file}: {_joined(errors)}")
+        self._check_network(network, graph)
+        config = self._config(network)
+        plan = self._made(
+            lambda: self.builder.build_serialized_network(network, config), f"cannot build {graph.file}"
+        )
+        file = source.with_suffix(f".{target}.engine")
+        _write(file, plan)
+        self._check_plan(file, graph)
+        return Engine(
+            graph=name.removesuffix(".fp16"),
+            file=file.name,
+            sha256=sha256_of(file),
+            backend=target,
+            precision=graph.precision,
+            tensorrt_version=self.version,
+            compute_capability=self.capability_text(),
+            graph_sha256=graph.sha256,
+            flags=("no_tf32", "strongly_typed"),
+        )
+
+    def capability_text(self) -> str:
+        """What the engine's entry says: `any` for all that TensorRT-RTX knows, else numbers such as `75,86`."""
+        if self.family.needs_gpu:
+            return _device_capability()
+        return ",".join(map(str, self.capabilities)) or "any"
+
+    def _capabilities(self, wanted: Sequence[int]) -> tuple[int, ...]:
+        if wanted and self.family.needs_gpu:
+            raise ExportError(
+                "--compute-capability is for tensorrt_rtx; classic TensorRT builds for the GPU it runs on."
+            )
+        # Classic TensorRT before 11 may not have the enumeration, and needs none.
+        members: dict[str, Any] = getattr(getattr(self.trt, "ComputeCapability", None), "__members__", {})
+        known = sorted(int(name.removeprefix("SM")) for name in members if name.startswith("SM"))
+        if unknown := sorted(set(wanted) - set(known)):
+            raise ExportError(
+                f"--compute-capability {', '.join(map(str, unknown))}: {self.family.target} {self.version} "
+                f"builds for {', '.join(map(str, known))}."
+            )
+        return tuple(sorted(set(wanted)))
+
+    def _config(self, network: Any) -> Any:
+        trt = self.trt
+        config = self.builder.create_builder_config()
+        # TF32 has float16's mantissa: left on, it would undo every float32 island.
+        config.clear_flag(trt.BuilderFlag.TF32)
+        if self.capabilities:
+            config.num_compute_capabilities = len(self.capabilities)
+            for place, capability in enumerate(self.capabilities):
+                config.set_compute_capability(trt.ComputeCapability.__members__[f"SM{capability}"], place)
+        dynamic = [network.get_input(i) for i in range(network.num_inputs)]
+        dynamic = [tensor for tensor in dynamic if -1 in tuple(tensor.shape)]
+        if dynamic:
+            profile = self.builder.create_optimization_profile()
+            for tensor in dynamic:
+                sizes = [tuple(n if d < 0 else d for d in tensor.shape) for n in DYNAMIC_SAMPLES]
+                profile.set_shape(tensor.name, *sizes)
+            config.add_optimization_profile(profile)
+        return config
+
+    def _made(self, make: Callable[[], Any], problem: str) -> Any:
+        self.logger.words.clear()
+        try:
+            made = make()
+        except Exception as error:  # the bindings raise several kinds without a common base
+            raise ExportError(
+                f"{self.family.target} {self.version} {problem}: {_joined([str(error), *self.logger.words])}"
+            ) from error
+        if made is None:
+            raise ExportError(f"{self.family.target} {self.version} {problem}: {_joined(self.logger.words)}")
+        return made
+
+    def _check_network(self, network: Any, graph: Graph) -> None:
+        """The parsed network's inputs and outputs against the manifest's: names, shapes, dtypes."""
+        trt = self.trt
+        kinds = {trt.DataType.FLOAT: "float32", trt.DataType.INT64: "int64", trt.DataType.BOOL: "bool"}
+        for what, count, get, wanted in (
+            ("inputs", network.num_inputs, network.get_input, graph.inputs),
+            ("outputs", network.num_outputs, network.get_output, graph.outputs),
+        ):
+            tensors = (get(i) for i in range(count))
+            got = {t.name: (kinds.get(t.dtype, str(t.dtype)), tuple(t.shape)) for t in tensors}
+            want = {
+                t.name: (t.dtype, tuple(-1 if isinstance(n, str) else n for n in t.shape)) for t in wanted
+            }
+            if got != want:
+                raise ExportError(
+                    f"{self.family.target} read the {what} of {graph.file} as {got}; the manifest says {want}."
+                )
+
+    def _check_plan(self, file: Path, graph: Graph) -> None:
+        """What can be told from an engine's file.
+
+        Deserialising, and so the engine inspector, needs a driver even in TensorRT-RTX, where it starts by opening
+        a CUDA stream: the runtime compares names, shapes and dtypes when it loads an engine on its device.
+        """
+        if self.family.needs_gpu:
+            return
+        try:
+            header = read_rtx_header(file)
+        except ModelError as error:
+            raise ExportError(
+                f"{self.family.target} {self.version} wrote no valid engine: {error}"
+            ) from error
+        if header.version != self.version:
+            raise ExportError(
+                f"{file.name} says TensorRT-RTX {header.version}; it was built by {self.version}."
+            )
+        plan = file.read_bytes()[RTX_HEADER_BYTES:]
+        missing = [t.name for t in (*graph.inputs, *graph.outputs) if t.name.encode() not in plan]
+        if missing:
+            raise ExportError(f"{file.name} does not name {', '.join(missing)}.")
+
+
+def build_engines(
+    directory: Path,
+    graphs: dict[str, Graph],
+    precision: Precision,
+    targets: Iterable[str],
+    compute_capabilities: Sequence[int] = (),
+    say: Say = lambda _: None,
+) -> tuple[Engine, ...]:
+    """Engines of every graph of this precision for every target. Raises ExportError."""
+    engines = []
+    for target in sorted(targets):
+        builder = Builder(target, compute_capabilities)
+        for name, graph in graphs.items():
+            if graph.precision != precision:
+                continue
+            began = time.perf_counter()
+            engines.append(engine := builder.build(directory, name, graph))
+            size = (directory / engine.file).stat().st_size / 1e6
+            say(f"{engine.file:40} {size:8.1f} MB  {time.perf_counter() - began:5.1f} s")
+    return tuple(engines)
+
+
+def _joined(words: Iterable[str]) -> str:
+    distinct = dict.fromkeys(word for word in words if word)
+    return " ".join(distinct) or "it gives no reason."
+
+
+def _write(file: Path, plan: Any) -> None:
+    """Write the engine whole or not at all."""
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as building:
+        path = Path(building.name)
+        try:
+            building.write(memoryview(plan))
+        except OSError as error:
+            path.unlink()
+            raise ExportError(f"Writing {file} failed: {error.strerror or error}.") from error
+    path.chmod(0o644)
+    path.replace(file)
+
+
+def _device_capability() -> str:
+    """Compute capability of the GPU in use, such as `8.7` as `87`. Raises ExportError."""
+    try:
+        return str(open_driver().compute_capability)
+    except StreamTalkError as error:
+        raise ExportError(str(error)) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Add engines to an exported model; problems are one sentence on stderr and code 2."""
+    p = argparse.ArgumentParser(
+        prog="streamtalk_export.engines",
+        description="Build the engines of an exported model on this machine.",
+    )
+    p.add_argument("directory", type=Path, metavar="DIR", help="what export.py wrote")
+    p.add_argument("--targets", default="tensorrt", metavar="LIST", help="tensorrt, tensorrt_rtx")
+    p.add_argument("--precision", choices=("fp32", "fp16"), default="fp16")
+    arguments = p.parse_args(argv)
+    try:
+        manifest = add_engines(arguments.directory, arguments.targets.split(","), arguments.precision)
+    except (ExportError, StreamTalkError) as error:
+        print(f"streamtalk_export.engines: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(manifest.engines)} engines in {arguments.directory}")
+    return 0
+
+
+def add_engines(directory: Path, targets: Sequence[str], precision: Precision) -> Manifest:
+    """Build engines into an exported model; its manifest is replaced last. Raises ExportError, ModelError."""
+    if unknown := sorted(set(targets) - FAMILIES.keys()):
+        raise ExportError(f"--targets {', '.join(unknown)} is unknown; known: {', '.join(FAMILIES)}.")
+    # Two builds of one directory would each lose the other's engines from the manifest.
+    name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()
+    with locked(cache_directory() / "builds" / f"{name}.lock"):
+        return _add_engines(directory, targets, precision)
+
+
+def _add_engines(directory: Path, targets: Sequence[str], precision: Precision) -> Manifest:
+    manifest = read_manifest(directory)
+    if graph_key("frame", precision) not in manifest.graphs:
+        raise ExportError(
+            f"{directory} has no {precision} graphs: export it with --precision {precision} first."
+        )
+    for graph in manifest.graphs.values():
+        for name, sha256 in graph.files.items():
+            verified(directory, name, sha256)
+    built = build_engines(
+        directory, manifest.graphs, precision, targets, say=lambda line: print(line, file=sys.stderr)
+    )
+    files = {engine.file for engine in built}
+    kept = tuple(engine for engine in manifest.engines if engine.file not in files)
+    manifest = msgspec.structs.replace(manifest, engines=kept + built)
+    building = directory / f".{FILE_NAME}"
+    building.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    building.replace(directory / FILE_NAME)
+    return manifest
+
+
+if __name__ == "__main__":
+    sys.exit(main())

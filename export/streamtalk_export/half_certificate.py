@@ -1,0 +1,120 @@
+"""Float16 graphs against float32 ones over a long stream, and the probe that engines must pass on a device.
+
+Both sides run in onnxruntime on the CPU, the float16 one with its roundings kept (`half.hold_roundings`). What
+a GPU does beyond that (its order of summation, a kernel that is wrong) is for the probe.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtalk.manifest import Manifest, Parity
+from streamtalk.trust import STORED_FRAMES, STORED_VERTICES, Limits, ProbeData
+from streamtalk_export.drive import Array, Graphs, Probe, Stream, closed_loop, next_frame
+
+STREAM_SECONDS = 30
+P99_MM, MAX_MM = 0.05, 0.2
+"""Vertex error of float16: below what a face shows, and a tenth of what streaming features cost."""
+P99_OF_MOTION, MAX_OF_MOTION = 0.01, 0.04
+"""The same for models that move metres (random weights): shares of the RMS motion. The larger bound holds."""
+FLOAT32_PEAK_SHARE = 1e-4
+"""What a float32 engine may be off on a device, of the largest coordinate: summation in another order."""
+PROBE_FRAMES_AFTER_FILLING = 8
+QUANTILE = 0.99
+
+
+class _Motion:
+    """Running mean and mean square of vertices, for the RMS motion in their own unit."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.squares = 0, np.zeros(()), np.zeros(())
+
+    def add(self, vertices: Array) -> None:
+        v = vertices.astype(np.float64)
+        self.count, self.sum, self.squares = self.count + 1, self.sum + v, self.squares + v * v
+
+    def rms(self) -> float:
+        """Root mean square distance of a vertex from its mean position."""
+        mean = self.sum / self.count
+        variance = np.maximum(self.squares / self.count - mean * mean, 0)
+        return float(np.sqrt(variance.sum(-1).mean()))
+
+
+def certify_half(
+    directory: Path, manifest: Manifest, identity: dict[str, Array], seconds: float = STREAM_SECONDS
+) -> list[Parity]:
+    """Vertex errors of the float16 stream, encoder included, against the float32 one; the caller enforces.
+
+    A folded head is judged in a closed loop. A nonlinear one may draw events: where a blink hangs by a hair, a
+    rounding moves it by frames, and both streams are right. Its float16 frames start from the float32 stream's state.
+    """
+    probe = Probe.make(manifest, seconds, identity)
+    exact_graphs, half_graphs = Graphs(directory, manifest), Graphs(directory, manifest, "fp16")
+    exact, half = Stream(manifest, probe.start_latent), Stream(manifest, probe.start_latent)
+    motion, errors = _Motion(), []
+    for window in probe.windows(manifest):
+        heard = [graphs.run("audio_encoder", pcm=window)[0] for graphs in (exact_graphs, half_graphs)]
+        for feature, half_feature in islice(zip(*heard, strict=True), len(probe.noise) - exact.frame):
+            if not manifest.folded:
+                half.cache, half.latents = exact.cache, exact.latents
+            want = next_frame(exact_graphs, exact, feature, probe)
+            got = next_frame(half_graphs, half, half_feature, probe)
+            errors.append(np.linalg.norm(got.astype(np.float64) - want, axis=-1).astype(np.float32))
+            motion.add(want)
+    to_mm = 1000 * manifest.metres_per_unit
+    error, rms = np.concatenate(errors) * to_mm, motion.rms() * to_mm
+    limits = limits_mm(rms)
+    # A NaN must miss its bound: numpy's quantile and max carry it on.
+    lines = (
+        ("vertex_error_p99_mm", float(np.quantile(error, QUANTILE)), limits.p99),
+        ("vertex_error_max_mm", float(error.max()), limits.max),
+        ("rms_motion_mm", rms, None),
+    )
+    return [
+        Parity(subject="frame.fp16", quantity=name, frames=len(errors), measured=value, bound=bound)
+        for name, value, bound in lines
+    ]
+
+
+def limits_mm(rms_motion_mm: float) -> Limits:
+    """What float16 may be off, for a model that moves this much."""
+    return Limits(
+        p99=max(P99_MM, P99_OF_MOTION * rms_motion_mm), max=max(MAX_MM, MAX_OF_MOTION * rms_motion_mm)
+    )
+
+
+def make_probe(directory: Path, manifest: Manifest, identity: dict[str, Array]) -> ProbeData:
+    """The float32 graphs' own stream, past the filling of both windows, for engines to reproduce."""
+    filled = max(manifest.history, manifest.decode_window)
+    count = filled + PROBE_FRAMES_AFTER_FILLING
+    probe = Probe.make(manifest, count / manifest.fps, identity)
+    stored = np.unique(np.linspace(0, count - 1, min(count, STORED_FRAMES)).round()).astype(np.int64)
+    chosen = np.unique(
+        np.linspace(0, manifest.n_vertices - 1, min(manifest.n_vertices, STORED_VERTICES)).round()
+    ).astype(np.int64)
+    motion, vertices = _Motion(), []
+    for frame, _ in closed_loop(Graphs(directory, manifest), manifest, probe):
+        motion.add(frame)
+        vertices.append(frame[chosen])
+    expected: npt.NDArray[np.float32] = np.stack(vertices)[stored].astype(np.float32)
+    unit_mm = 1000 * manifest.metres_per_unit
+    half = limits_mm(motion.rms() * unit_mm)
+    exact = FLOAT32_PEAK_SHARE * float(np.abs(expected).max())
+    return ProbeData(
+        pcm=np.stack(list(probe.windows(manifest))),
+        noise=probe.noise,
+        style=probe.style,
+        start_latent=probe.start_latent,
+        template=probe.template.reshape(-1, 3),
+        frames=stored,
+        vertices=chosen,
+        expected=expected,
+        limits={
+            "fp16": Limits(p99=half.p99 / unit_mm, max=half.max / unit_mm),
+            "fp32": Limits(p99=exact, max=exact),
+        },
+    )

@@ -1,0 +1,64 @@
+"""What a machine remembers between runs: a folder of the user's, files replaced whole, a lock between processes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from streamtalk.errors import OutputError
+
+VARIABLE = "STREAMTALK_CACHE"
+
+
+def cache_directory() -> Path:
+    """`$STREAMTALK_CACHE`, else `streamtalk` in the user's cache folder. It may not exist yet."""
+    if given := os.environ.get(VARIABLE):
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
+    return (Path(base) if base else Path.home() / ".cache") / "streamtalk"
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write `path` whole or not at all, whoever reads it meanwhile. Raises OutputError."""
+    building = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            building = file.name
+            file.write(content)
+        Path(building).replace(path)
+    except OSError as error:
+        if building:
+            Path(building).unlink(missing_ok=True)
+        raise OutputError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock between processes; it falls with the process that holds it. Raises OutputError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write {path}: {error.strerror or error}. Name a writable folder in {VARIABLE}."
+        ) from error
+    with file:
+        _lock(file)
+        yield
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Wait for an exclusive lock, which closing the file releases."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined, unused-ignore]
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)

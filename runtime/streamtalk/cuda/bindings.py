@@ -1,0 +1,146 @@
+"""The driver protocol on NVIDIA's cuda-bindings.
+
+Chosen over PyCUDA because it wraps CUDA graphs, comes as wheels for every platform, and lets go of the GIL in calls.
+The runtime API is used: it takes the calling thread's current context, PyCUDA's too, or else the device's primary
+one, so that lanes work from any thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from streamtalk.cuda.driver import Bytes, Handle
+from streamtalk.errors import BackendError, MissingDependencyError
+
+OUT_OF_DATE = 35
+NO_DEVICE = 100
+
+
+class CudaDriver:
+    """See `driver.Driver`."""
+
+    def __init__(self) -> None:
+        try:
+            self._cuda: Any = importlib.import_module("cuda.bindings.runtime")
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"CUDA backends need the package cuda-bindings: pip install 'streamtalk[cuda]'. ({error})"
+            ) from error
+        cuda = self._cuda
+        self._require_gpu()
+        device = self._call(cuda.cudaGetDevice)
+        attribute = cuda.cudaDeviceAttr
+        major = self._call(cuda.cudaDeviceGetAttribute, attribute.cudaDevAttrComputeCapabilityMajor, device)
+        minor = self._call(cuda.cudaDeviceGetAttribute, attribute.cudaDevAttrComputeCapabilityMinor, device)
+        self.compute_capability = 10 * int(major) + int(minor)
+        version = int(self._call(cuda.cudaDriverGetVersion))
+        name = self._call(cuda.cudaGetDeviceProperties, device).name
+        text = name.decode() if isinstance(name, bytes) else str(name)
+        text = text.rstrip("\0")
+        self.description = f"{text}, driver for CUDA {version // 1000}.{version % 1000 // 10}"
+
+    def device_memory(self, size: int) -> int:
+        return int(self._call(self._cuda.cudaMalloc, size))
+
+    def pinned_memory(self, size: int) -> Bytes:
+        address = int(self._call(self._cuda.cudaHostAlloc, size, self._cuda.cudaHostAllocDefault))
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+    def release(self, device: list[int], pinned: list[Bytes]) -> None:
+        for address in device:
+            self._call(self._cuda.cudaFree, address)
+        for memory in pinned:
+            self._call(self._cuda.cudaFreeHost, memory.ctypes.data)
+
+    def stream(self) -> Handle:
+        return self._call(self._cuda.cudaStreamCreateWithFlags, self._cuda.cudaStreamNonBlocking)
+
+    def event(self) -> Handle:
+        flags = int(self._cuda.cudaEventBlockingSync) | int(self._cuda.cudaEventDisableTiming)
+        return self._call(self._cuda.cudaEventCreateWithFlags, flags)
+
+    def upload(self, target: int, source: Bytes, stream: Handle) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call(self._cuda.cudaMemcpyAsync, target, source.ctypes.data, source.nbytes, kind, stream)
+
+    def download(self, target: Bytes, source: int, stream: Handle) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call(self._cuda.cudaMemcpyAsync, target.ctypes.data, source, target.nbytes, kind, stream)
+
+    def copy(self, target: int, source: int, size: int, stream: Handle) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call(self._cuda.cudaMemcpyAsync, target, source, size, kind, stream)
+
+    def clear(self, target: int, size: int, stream: Handle) -> None:
+        self._call(self._cuda.cudaMemsetAsync, target, 0, size, stream)
+
+    def record(self, event: Handle, stream: Handle) -> None:
+        self._call(self._cuda.cudaEventRecord, event, stream)
+
+    def wait(self, stream: Handle, event: Handle) -> None:
+        self._call(self._cuda.cudaStreamWaitEvent, stream, event, 0)
+
+    def synchronize(self, event: Handle) -> None:
+        self._call(self._cuda.cudaEventSynchronize, event)
+
+    def drain(self, stream: Handle) -> None:
+        self._call(self._cuda.cudaStreamSynchronize, stream)
+
+    def capture(self, stream: Handle, enqueue: Callable[[], None]) -> Handle:
+        cuda = self._cuda
+        # Thread-local: other threads may allocate meanwhile.
+        self._call(
+            cuda.cudaStreamBeginCapture, stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        )
+        try:
+            enqueue()
+        except BaseException:
+            # A stream left capturing fails every later call with words about something else.
+            cuda.cudaStreamEndCapture(stream)
+            raise
+        graph = self._call(cuda.cudaStreamEndCapture, stream)
+        try:
+            return self._call(cuda.cudaGraphInstantiate, graph, 0)
+        finally:
+            self._call(cuda.cudaGraphDestroy, graph)
+
+    def launch(self, graph: Handle, stream: Handle) -> None:
+        self._call(self._cuda.cudaGraphLaunch, graph, stream)
+
+    def discard(self, handles: list[Handle]) -> None:
+        cuda = self._cuda
+        for handle in handles:
+            if isinstance(handle, cuda.cudaGraphExec_t):
+                self._call(cuda.cudaGraphExecDestroy, handle)
+            elif isinstance(handle, cuda.cudaEvent_t):
+                self._call(cuda.cudaEventDestroy, handle)
+            else:
+                self._call(cuda.cudaStreamDestroy, handle)
+
+    def _require_gpu(self) -> None:
+        error, count = self._cuda.cudaGetDeviceCount()
+        if int(error) == OUT_OF_DATE:
+            raise BackendError(
+                "No NVIDIA driver that this cuda-bindings can use: install one (`nvidia-smi` shows it), or the "
+                "cuda-bindings of the driver's CUDA version."
+            )
+        if int(error) == NO_DEVICE or (int(error) == 0 and not count):
+            raise BackendError("This machine has no NVIDIA GPU that CUDA can see.")
+        if int(error):
+            raise BackendError(f"CUDA does not start: {self._words(error)}.")
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call CUDA; returns its one result, or None. Raises BackendError."""
+        error, *results = function(*arguments)
+        if int(error):
+            raise BackendError(f"{getattr(function, '__name__', 'CUDA')} failed: {self._words(error)}.")
+        return results[0] if results else None
+
+    def _words(self, error: Any) -> str:
+        _, text = self._cuda.cudaGetErrorString(error)
+        return text.decode() if isinstance(text, bytes) else str(text)

@@ -1,0 +1,83 @@
+"""The few CUDA calls that the runtime makes, as a protocol: tests put one on host memory behind it.
+
+Pointers, streams, events and graphs are integers or opaque values that only the driver that gave them reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+Handle = Any
+"""A stream, an event or an instantiated graph."""
+
+
+class Driver(Protocol):
+    """One GPU. Every call may raise BackendError with CUDA's own words; copies are asynchronous on a stream."""
+
+    description: str
+    """The device, for people, such as `NVIDIA GeForce RTX 4090, driver 12.6`."""
+    compute_capability: int
+    """86 for 8.6."""
+
+    def device_memory(self, size: int) -> int:
+        """Address of `size` bytes on the device, aligned to 256."""
+
+    def pinned_memory(self, size: int) -> Bytes:
+        """`size` bytes of page-locked host memory."""
+
+    def release(self, device: list[int], pinned: list[Bytes]) -> None:
+        """Give memory back. Nothing that uses it may be in flight."""
+
+    def stream(self) -> Handle:
+        """A stream that does not wait for the default one."""
+
+    def event(self) -> Handle:
+        """An event; a thread that waits for it sleeps rather than spins."""
+
+    def upload(self, target: int, source: Bytes, stream: Handle) -> None:
+        """Copy host to device."""
+
+    def download(self, target: Bytes, source: int, stream: Handle) -> None:
+        """Copy device to host, `len(target)` bytes."""
+
+    def copy(self, target: int, source: int, size: int, stream: Handle) -> None:
+        """Copy device to device."""
+
+    def clear(self, target: int, size: int, stream: Handle) -> None:
+        """Set bytes to zero."""
+
+    def record(self, event: Handle, stream: Handle) -> None:
+        """Mark this point of the stream."""
+
+    def wait(self, stream: Handle, event: Handle) -> None:
+        """Let the stream wait for the event's newest mark; the host goes on."""
+
+    def synchronize(self, event: Handle) -> None:
+        """Wait for the event's newest mark. An event never recorded counts as past."""
+
+    def drain(self, stream: Handle) -> None:
+        """Wait until the stream is empty."""
+
+    def capture(self, stream: Handle, enqueue: Callable[[], None]) -> Handle:
+        """Record what `enqueue` puts on the stream as a graph, without running it."""
+
+    def launch(self, graph: Handle, stream: Handle) -> None:
+        """Run a captured graph: one launch, whatever it holds."""
+
+    def discard(self, handles: list[Handle]) -> None:
+        """Destroy streams, events and graphs that this driver made."""
+
+
+def open_driver() -> Driver:
+    """CUDA through cuda-bindings, on the thread's current or else the first device.
+
+    Raises MissingDependencyError without the package, BackendError without a driver or a GPU.
+    """
+    from streamtalk.cuda.bindings import CudaDriver
+
+    return CudaDriver()

@@ -1,0 +1,177 @@
+"""The builder's path for classic TensorRT, which cannot be installed without a GPU: a library that stands in."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from streamtalk import BackendError
+from streamtalk.manifest import Graph, Tensor, sha256_of
+from streamtalk_export import engines
+from streamtalk_export.engines import Builder
+from streamtalk_export.errors import ExportError
+
+PCM = Tensor("pcm", "float32", (1, "samples"))
+POSITION = Tensor("position", "int64", (1,))
+FEATURES = Tensor("audio_features", "float32", (1, 4, 6))
+GRAPH = Graph(
+    file="g.onnx", files={"g.onnx": "0" * 64}, precision="fp16", inputs=(PCM, POSITION), outputs=(FEATURES,)
+)
+PLAN = b"a plan of classic TensorRT"
+
+
+class Kind(Enum):
+    FLOAT = 0
+    INT64 = 1
+    BOOL = 2
+    HALF = 3
+
+
+def node(tensor: Tensor, kind: Kind) -> Any:
+    shape = tuple(-1 if isinstance(n, str) else n for n in tensor.shape)
+    return SimpleNamespace(name=tensor.name, dtype=kind, shape=shape)
+
+
+class Library(ModuleType):
+    """Version 10.3's interface as far as a build uses it, recording what it is told."""
+
+    def __init__(self, strongly_typed: bool = True, plan: bytes | None = PLAN, errors: int = 0) -> None:
+        super().__init__("tensorrt")
+        library = self
+        self.__version__ = "10.3.0"
+        self.told: list[Any] = []
+        self.inputs = [node(PCM, Kind.FLOAT), node(POSITION, Kind.INT64)]
+        self.outputs = [node(FEATURES, Kind.FLOAT)]
+        self.DataType = Kind
+        flags = {"STRONGLY_TYPED": 1} if strongly_typed else {}
+        self.NetworkDefinitionCreationFlag = SimpleNamespace(**flags)
+        self.BuilderFlag = SimpleNamespace(TF32="TF32")
+
+        class Logger:
+            Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING")
+
+        class Config:
+            def clear_flag(self, flag: str) -> None:
+                library.told.append(("clear", flag))
+
+            def add_optimization_profile(self, profile: Any) -> None:
+                library.told.append(("profile", profile.shapes))
+
+        class Profile:
+            def __init__(self) -> None:
+                self.shapes: dict[str, Any] = {}
+
+            def set_shape(self, name: str, *shapes: Any) -> None:
+                self.shapes[name] = shapes
+
+        class Parser:
+            num_errors = errors
+
+            def __init__(self, *_: Any) -> None:
+                pass
+
+            def parse_from_file(self, path: str) -> bool:
+                assert Path(path).is_file()
+                return not errors
+
+            def get_error(self, i: int) -> str:
+                return f"node {i}: no importer for operator Det."
+
+        class TheBuilder:
+            def __init__(self, logger: Any) -> None:
+                self.logger = logger
+
+            def create_network(self, flags: int) -> Any:
+                library.told.append(("network", flags))
+                return SimpleNamespace(
+                    num_inputs=len(library.inputs),
+                    num_outputs=len(library.outputs),
+                    get_input=library.inputs.__getitem__,
+                    get_output=library.outputs.__getitem__,
+                )
+
+            def create_builder_config(self) -> Config:
+                return Config()
+
+            def create_optimization_profile(self) -> Profile:
+                return Profile()
+
+            def build_serialized_network(self, *_: Any) -> bytes | None:
+                if plan is None:
+                    self.logger.log(Logger.Severity.ERROR, "Could not find any implementation for node 7.")
+                return plan
+
+        self.ILogger, self.OnnxParser, self.Builder = Logger, Parser, TheBuilder
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    (tmp_path / "g.onnx").write_bytes(b"a graph")
+    monkeypatch.setattr(engines, "open_driver", lambda: SimpleNamespace(compute_capability=87))
+
+    def install(library: Library) -> Builder:
+        monkeypatch.setitem(sys.modules, "tensorrt", library)
+        return Builder("tensorrt")
+
+    return install
+
+
+def test_an_engine_for_this_device(use: Any, tmp_path: Path) -> None:
+    library = Library()
+    engine = use(library).build(tmp_path, "g.fp16", GRAPH)
+    assert (engine.graph, engine.file) == ("g", "g.tensorrt.engine")
+    assert (engine.compute_capability, engine.tensorrt_version) == ("87", "10.3.0")
+    assert (tmp_path / engine.file).read_bytes() == PLAN
+    assert engine.sha256 == sha256_of(tmp_path / engine.file)
+    assert library.told == [
+        ("network", 2),
+        ("clear", "TF32"),
+        ("profile", {"pcm": ((1, 3200), (1, 32000), (1, 960000))}),
+    ]
+
+
+def test_without_the_flag_that_version_11_dropped(use: Any, tmp_path: Path) -> None:
+    library = Library(strongly_typed=False)
+    use(library).build(tmp_path, "g.fp16", GRAPH)
+    assert library.told[0] == ("network", 0)
+
+
+@pytest.mark.parametrize(
+    ("library", "sentence"),
+    [
+        (Library(errors=2), "cannot parse g.onnx: node 0: no importer for operator Det. node 1: no importer"),
+        (Library(plan=None), "cannot build g.onnx: Could not find any implementation for node 7."),
+    ],
+)
+def test_the_librarys_own_words(library: Library, sentence: str, use: Any, tmp_path: Path) -> None:
+    with pytest.raises(ExportError) as caught:
+        use(library).build(tmp_path, "g.fp16", GRAPH)
+    assert sentence in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["g.onnx"]
+
+
+def test_a_network_that_is_not_the_graph_is_refused(use: Any, tmp_path: Path) -> None:
+    library = Library()
+    library.outputs[0].dtype = Kind.HALF
+    with pytest.raises(ExportError, match=r"read the outputs of g\.onnx as .*HALF.*the manifest says"):
+        use(library).build(tmp_path, "g.fp16", GRAPH)
+
+
+def test_without_a_gpu(use: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Any:
+        raise BackendError("This machine has no NVIDIA GPU that CUDA can see.")
+
+    monkeypatch.setattr(engines, "open_driver", none)
+    with pytest.raises(ExportError, match="no NVIDIA GPU"):
+        use(Library()).build(tmp_path, "g.fp16", GRAPH)
+
+
+def test_it_builds_for_the_gpu_at_hand_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", Library())
+    with pytest.raises(ExportError, match="is for tensorrt_rtx"):
+        Builder("tensorrt", (86,))

@@ -1,0 +1,182 @@
+"""Float16 graphs: where it is written, and what it costs over a stream."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from streamtalk.manifest import Manifest, graph_key, read_manifest
+from streamtalk_export import half
+from streamtalk_export.half import hold_roundings, to_half
+from streamtalk_export.half_certificate import MAX_MM, P99_MM, certify_half, limits_mm
+from streamtalk_export.onnx_file import write_half
+from tests.export.golden import Array, Driver, Golden
+
+SECONDS = 4
+"""Of the streams here; every export with --precision fp16 runs 30 s."""
+
+Exported = Callable[[Golden, str], Driver]
+
+
+def with_half(source: Path, target: Path) -> tuple[Path, Manifest, dict[str, Array]]:
+    """A copy of an exported model with float16 graphs beside the float32 ones."""
+    shutil.copytree(source, target)
+    manifest = read_manifest(target)
+    halves = {graph_key(name, "fp16"): write_half(target, g) for name, g in manifest.graphs.items()}
+    manifest = msgspec.structs.replace(manifest, graphs={**manifest.graphs, **halves})
+    with np.load(target / manifest.identity) as identity:
+        return target, manifest, dict(identity)
+
+
+@pytest.fixture(scope="session")
+def bundled_half(
+    bundled: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Manifest, dict[str, Array]]:
+    return with_half(bundled, tmp_path_factory.mktemp("half") / "model")
+
+
+def products(model: onnx.ModelProto) -> dict[str, set[str]]:
+    """Names of the weights of products, by the type they are stored in."""
+    kinds = {t.name: t.data_type for t in model.graph.initializer}
+    found: dict[str, set[str]] = {"half": set(), "float": set()}
+    for node in model.graph.node:
+        if node.op_type in half.PRODUCTS:
+            for name in node.input:
+                if kinds.get(name) == TensorProto.FLOAT16:
+                    found["half"].add(name)
+                elif kinds.get(name) == TensorProto.FLOAT:
+                    found["float"].add(name.removesuffix("_pointwise"))
+    return found
+
+
+def test_islands_of_the_released_presets(golden: Golden, exported: Exported) -> None:
+    """The table of the design: what stays float32, whatever names a tracer gives."""
+    directory = exported(golden, "ddim").directory
+
+    def kept(name: str) -> set[str]:
+        return products(to_half(onnx.load(directory / f"{name}.onnx")))["float"]
+
+    first = {"encoder.hubert.feature_extractor.conv_layers.0.conv.weight"}
+    assert kept("audio_encoder") == kept("audio_encoder_offline") == first
+    head = {"from_noise.weight", "from_condition.weight", "from_condition.bias"}
+    assert kept("diffusion_head") == head
+    assert kept("vq_decoder") == {"conv_weight", "conv_bias"}
+    assert kept("condition_predictor") == set()
+    assert kept("frame") == {f"head.{name}" for name in head} | {"decoder.conv_weight", "decoder.conv_bias"}
+
+
+def test_islands_of_the_bundled_model(bundled: Path) -> None:
+    encoder = products(to_half(onnx.load(bundled / "audio_encoder.onnx")))
+    assert encoder["float"] == {"encoder.basis", "encoder.filters"}
+    frame = products(to_half(onnx.load(bundled / "frame.onnx")))
+    # Every step's last map: what the sampler adds up.
+    assert frame["float"] == {"head.network.latent_vq_map.weight", "head.network.latent_vq_map.bias"}
+    assert len(frame["half"]) > 20
+
+
+def test_normalisations_softmax_and_sums_are_float32(bundled: Path) -> None:
+    model = to_half(onnx.load(bundled / "frame.onnx"))
+    known = onnx.shape_inference.infer_shapes(model).graph
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*known.value_info, *known.output, *known.input)}
+    for node in model.graph.node:
+        if node.op_type in ("LayerNormalization", "Softmax", "ReduceSum", "Erf", "Sigmoid"):
+            assert kinds[node.output[0]] == TensorProto.FLOAT, node.name
+    adds = [n for n in model.graph.node if n.op_type == "Add" and "vertices" in n.output[0]]
+    assert all(kinds[n.output[0]] == TensorProto.FLOAT for n in adds)
+
+
+def test_no_float32_product_of_matrices_is_left(golden: Golden, exported: Exported, bundled: Path) -> None:
+    """TensorRT-RTX compiles none for Turing; float32 islands are convolutions."""
+    for directory in (bundled, exported(golden, "ddim").directory):
+        for name in ("audio_encoder", "condition_predictor", "diffusion_head", "vq_decoder", "frame"):
+            model = to_half(onnx.load(directory / f"{name}.onnx"))
+            known = onnx.shape_inference.infer_shapes(model).graph
+            kinds = {v.name: v.type.tensor_type.elem_type for v in (*known.value_info, *known.output)}
+            left = [n for n in model.graph.node if n.op_type in ("Gemm", "MatMul")]
+            assert all(kinds[n.output[0]] == TensorProto.FLOAT16 for n in left)
+
+
+def test_the_boundary_is_unchanged(golden: Golden, exported: Exported) -> None:
+    driver = exported(golden, "ddim")
+    for graph in driver.manifest.graphs.values():
+        before = onnx.load(driver.directory / graph.file)
+        after = to_half(before)
+        assert list(after.graph.input) == list(before.graph.input)
+        assert list(after.graph.output) == list(before.graph.output)
+        assert before == onnx.load(driver.directory / graph.file)
+
+
+def test_weights_beyond_float16_stay_float32() -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in "xy")
+    for largest, kind in ((60000.0, TensorProto.FLOAT16), (70000.0, TensorProto.FLOAT)):
+        weight = numpy_helper.from_array(np.full((2, 2), largest, np.float32), "w")
+        graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+        model = to_half(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+        assert {t.data_type for t in model.graph.initializer} == {kind}
+
+
+def test_roundings_are_held() -> None:
+    """onnxruntime on a CPU drops casts in pairs; without the hold this test's product would not be rounded."""
+    import onnxruntime
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy")
+    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32) / 3, "w")
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    model = to_half(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+    values = np.array([[1.0001, 0.333333, 3.14159, 1000.4]], np.float32)
+    third = np.float32(np.float16(1 / 3))
+    want = (values.astype(np.float16).astype(np.float32) * third).astype(np.float16)
+
+    def run(model: Any) -> Array:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        result: Array = session.run(None, {"x": values})[0]
+        return result
+
+    assert np.array_equal(run(hold_roundings(model)), want.astype(np.float32))
+    assert not np.array_equal(run(model), want.astype(np.float32))
+
+
+def test_the_bundled_stream_in_float16(bundled_half: tuple[Path, Manifest, dict[str, Array]]) -> None:
+    """From the same state: a blink that hangs by a hair may come frames apart in closed loops."""
+    p99, largest, motion = certify_half(*bundled_half, SECONDS)
+    assert (p99.bound, largest.bound) == (P99_MM, MAX_MM)
+    assert 0 < p99.measured <= P99_MM
+    assert p99.measured <= largest.measured <= MAX_MM
+    assert motion.measured > 0.5
+    assert p99.frames == SECONDS * 30
+
+
+def test_a_preset_stream_in_float16(golden: Golden, exported: Exported, tmp_path: Path) -> None:
+    p99, largest, motion = certify_half(
+        *with_half(exported(golden, "ddim").directory, tmp_path / "m"), SECONDS
+    )
+    limits = limits_mm(motion.measured)
+    assert (p99.bound, largest.bound) == (limits.p99, limits.max)
+    assert p99.measured <= limits.p99
+    assert largest.measured <= limits.max
+
+
+WORSE = 5.0
+"""What leaving the islands out must cost at least; measured: 24 times."""
+
+
+def test_islands_earn_their_keep(
+    bundled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bundled_half: tuple[Path, Manifest, dict[str, Array]],
+) -> None:
+    """Without the islands the bundled stream is measurably worse."""
+    with_islands = certify_half(*bundled_half, SECONDS)[0].measured
+    monkeypatch.setattr(half, "STATISTICS", frozenset())
+    without = certify_half(*with_half(bundled, tmp_path / "m"), SECONDS)[0].measured
+    # Negated: a spectrum that overflows gives NaN.
+    assert not without <= WORSE * with_islands

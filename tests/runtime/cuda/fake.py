@@ -1,0 +1,225 @@
+"""A GPU of host memory: the driver's protocol with streams at the extremes of what CUDA allows.
+
+Work waits in its stream until something forces it, a wait for an event or a drain; or it runs at once. A lane that
+forgets to wait, or writes pinned memory that an upload has yet to read, gives wrong frames here as it would on a
+device.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from streamtalk.backends.protocol import Float32
+from streamtalk.cuda.driver import Bytes
+from streamtalk.cuda.engine import ALIGNMENT
+from streamtalk.cuda.lane import CudaLane
+from streamtalk.manifest import AUDIO_ENCODER, FRAME, Graph, Manifest, Precision
+
+Work = Callable[[], None]
+GARBAGE = 0xA5
+"""What fresh memory holds: zeros would hide a missing clear."""
+
+
+@dataclass
+class FakeStream:
+    """Runs its work as late as it may, or at once where it is `eager`."""
+
+    queue: deque[Work] = field(default_factory=deque)
+    capturing: list[Work] | None = None
+    eager: bool = False
+
+    def put(self, work: Work) -> None:
+        if self.capturing is not None:
+            self.capturing.append(work)
+        else:
+            self.queue.append(work)
+            if self.eager:
+                self.run()
+
+    def run(self) -> None:
+        while self.queue:
+            self.queue.popleft()()
+
+
+@dataclass
+class Mark:
+    """A point in a stream."""
+
+    stream: FakeStream
+    reached: bool = False
+
+    def reach(self) -> None:
+        self.reached = True
+
+    def force(self) -> None:
+        while not self.reached:
+            self.stream.queue.popleft()()
+
+
+@dataclass(eq=False)
+class FakeEvent:
+    """Its newest mark; a wait is for the mark that is newest when it is asked for, as in CUDA."""
+
+    mark: Mark | None = None
+
+
+@dataclass
+class FakeDriver:
+    """Counts what it was asked for; `calls` is cleared by tests."""
+
+    description: str = "a fake GPU"
+    compute_capability: int = 86
+    calls: list[str] = field(default_factory=list)
+    memory: dict[int, Any] = field(default_factory=dict)
+    handles: list[Any] = field(default_factory=list)
+    eager: tuple[bool, ...] = ()
+    """Which of the streams run at once, in the order of their making."""
+
+    def _take(self, size: int) -> tuple[int, Any]:
+        block = np.full(size + ALIGNMENT, GARBAGE, np.uint8)
+        address = -(-block.ctypes.data // ALIGNMENT) * ALIGNMENT
+        self.memory[address] = block
+        return address, block[address - block.ctypes.data :][:size]
+
+    def device_memory(self, size: int) -> int:
+        self.calls.append("device_memory")
+        return self._take(size)[0]
+
+    def pinned_memory(self, size: int) -> Bytes:
+        self.calls.append("pinned_memory")
+        pinned: Bytes = self._take(size)[1]
+        return pinned
+
+    def release(self, device: list[int], pinned: list[Bytes]) -> None:
+        for address in (*device, *(block.ctypes.data for block in pinned)):
+            del self.memory[address]
+
+    def stream(self) -> FakeStream:
+        made = FakeStream(eager=bool(self.eager) and self.eager[0])
+        self.eager = self.eager[1:]
+        self.handles.append(made)
+        return made
+
+    def event(self) -> FakeEvent:
+        self.handles.append(made := FakeEvent())
+        return made
+
+    def upload(self, target: int, source: Bytes, stream: FakeStream) -> None:
+        self.calls.append("upload")
+        stream.put(lambda: _move(target, source.ctypes.data, source.nbytes))
+
+    def download(self, target: Bytes, source: int, stream: FakeStream) -> None:
+        self.calls.append("download")
+        stream.put(lambda: _move(target.ctypes.data, source, target.nbytes))
+
+    def copy(self, target: int, source: int, size: int, stream: FakeStream) -> None:
+        self.calls.append("copy")
+        stream.put(lambda: _move(target, source, size))
+
+    def clear(self, target: int, size: int, stream: FakeStream) -> None:
+        stream.put(lambda: (ctypes.memset(target, 0, size), None)[1])
+
+    def record(self, event: FakeEvent, stream: FakeStream) -> None:
+        assert stream.capturing is None
+        event.mark = Mark(stream)
+        stream.put(event.mark.reach)
+
+    def wait(self, stream: FakeStream, event: FakeEvent) -> None:
+        assert stream.capturing is None
+        if event.mark is not None:
+            stream.put(event.mark.force)
+
+    def synchronize(self, event: FakeEvent) -> None:
+        if event.mark is not None:
+            event.mark.force()
+
+    def drain(self, stream: FakeStream) -> None:
+        stream.run()
+
+    def capture(self, stream: FakeStream, enqueue: Work) -> list[Work]:
+        assert not stream.queue, "work in flight at a capture"
+        graph: list[Work] = []
+        stream.capturing = graph
+        enqueue()
+        stream.capturing = None
+        self.handles.append(graph)
+        return graph
+
+    def launch(self, graph: list[Work], stream: FakeStream) -> None:
+        self.calls.append("launch")
+        for work in graph:
+            stream.put(work)
+
+    def discard(self, handles: list[Any]) -> None:
+        for handle in handles:
+            assert not isinstance(handle, FakeStream) or not handle.queue, "discarded with work in flight"
+            self.handles = [kept for kept in self.handles if kept is not handle]
+
+
+class FakeEngine:
+    """A graph that onnxruntime runs on the host addresses that it is given."""
+
+    def __init__(self, directory: Path, graph: Graph, driver: FakeDriver, capturable: bool) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(
+            str(directory / graph.file), options, providers=["CPUExecutionProvider"]
+        )
+        self.graph, self.driver, self.capturable = graph, driver, capturable
+        self.stream = None if capturable else FakeStream()
+        self.open_runs = 0
+
+    def bind(self, addresses: Mapping[str, int], stream: FakeStream) -> FakeRun:
+        assert stream is self.stream or self.stream is None
+        assert all(address % ALIGNMENT == 0 for address in addresses.values())
+        binding = self.session.io_binding()
+        for t in self.graph.inputs:
+            binding.bind_input(t.name, "cpu", 0, np.dtype(t.dtype).type, list(t.shape), addresses[t.name])
+        for t in self.graph.outputs:
+            binding.bind_output(t.name, "cpu", 0, np.dtype(t.dtype).type, list(t.shape), addresses[t.name])
+        self.open_runs += 1
+        return FakeRun(self, binding)
+
+
+class FakeRun:
+    def __init__(self, engine: FakeEngine, binding: Any) -> None:
+        self.engine, self.binding = engine, binding
+
+    def enqueue(self, stream: FakeStream) -> None:
+        self.engine.driver.calls.append("enqueue")
+        stream.put(lambda: self.engine.session.run_with_iobinding(self.binding))
+
+    def close(self) -> None:
+        self.engine.open_runs -= 1
+
+
+class FakeGpu:
+    """A backend on the fake driver."""
+
+    name = "fake"
+    description = "a fake GPU"
+    fingerprint = "fake 1"
+    precision: Precision = "fp32"
+
+    def __init__(self, directory: Path, manifest: Manifest, capturable: bool = True) -> None:
+        self.driver = FakeDriver()
+        self.manifest = manifest
+        self.encoder, self.frame = (
+            FakeEngine(directory, manifest.graphs[name], self.driver, capturable)
+            for name in (AUDIO_ENCODER, FRAME)
+        )
+
+    def lane(self, style: Float32, template: Float32, start_latent: Float32) -> CudaLane:
+        return CudaLane(self.driver, self.encoder, self.frame, self.manifest, style, template, start_latent)
+
+
+def _move(target: int, source: int, size: int) -> None:
+    ctypes.memmove(target, source, size)

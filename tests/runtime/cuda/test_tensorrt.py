@@ -1,0 +1,165 @@
+"""Loading engines, with a TensorRT that stands in for both: what it is asked, and what it is refused for."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from streamtalk import BackendError, MissingDependencyError, ModelError
+from streamtalk.cuda.tensorrt import Library, TensorRtEngine
+from streamtalk.engine_file import Fit
+from streamtalk.manifest import FRAME, Engine, read_manifest
+from tests.runtime.cuda.fake import FakeDriver
+
+
+class Mode(Enum):
+    INPUT = 0
+    OUTPUT = 1
+
+
+class Kind(Enum):
+    FLOAT = 0
+    HALF = 1
+    INT64 = 2
+    BOOL = 3
+
+
+KINDS = {"float32": Kind.FLOAT, "int64": Kind.INT64, "bool": Kind.BOOL}
+
+
+class StubEngine:
+    """The frame graph's tensors; contexts that count their runs."""
+
+    def __init__(self, tensors: dict[str, tuple[Mode, Kind, tuple[Any, ...]]], room: bool = True) -> None:
+        self.tensors, self.room, self.runs, self.addresses = tensors, room, 0, {}  # type: ignore[var-annotated]
+        self.capturable = True
+        self.num_io_tensors = len(tensors)
+
+    def get_tensor_name(self, i: int) -> str:
+        return list(self.tensors)[i]
+
+    def get_tensor_mode(self, name: str) -> Mode:
+        return self.tensors[name][0]
+
+    def get_tensor_dtype(self, name: str) -> Kind:
+        return self.tensors[name][1]
+
+    def get_tensor_shape(self, name: str) -> tuple[Any, ...]:
+        return self.tensors[name][2]
+
+    def create_execution_context(self) -> Any:
+        return self if self.room else None
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        self.runs += 1
+        return stream == 7
+
+    def is_stream_capturable(self, _: int) -> bool:
+        return self.capturable
+
+
+@pytest.fixture
+def fit(engine: Path) -> Fit:
+    graph = read_manifest(engine).graphs[FRAME]
+    entry = Engine(
+        graph=FRAME,
+        file=graph.file,
+        sha256=graph.files[graph.file],
+        backend="tensorrt",
+        precision="fp32",
+        tensorrt_version="10.3.0",
+        compute_capability="87",
+        graph_sha256=graph.sha256,
+    )
+    return Fit(entry, graph, engine / graph.file)
+
+
+@pytest.fixture
+def stub(fit: Fit) -> StubEngine:
+    tensors = {t.name: (Mode.INPUT, KINDS[t.dtype], t.shape) for t in fit.graph.inputs}
+    return StubEngine(tensors | {t.name: (Mode.OUTPUT, KINDS[t.dtype], t.shape) for t in fit.graph.outputs})
+
+
+def library(monkeypatch: pytest.MonkeyPatch, engine: StubEngine | None) -> Library:
+    class Logger:
+        Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING")
+
+    class Runtime:
+        def __init__(self, logger: Any) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, plan: bytes) -> StubEngine | None:
+            assert plan
+            self.logger.log(Logger.Severity.WARNING, "hm")
+            if engine is None:
+                self.logger.log(Logger.Severity.ERROR, "The engine plan file is not compatible. ")
+            return engine
+
+    module: Any = ModuleType("tensorrt")
+    module.__version__ = "10.3.0"
+    module.ILogger, module.Runtime, module.TensorIOMode = Logger, Runtime, Mode
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    return Library("tensorrt")
+
+
+def test_an_engine_is_compared_and_bound(fit: Fit, stub: StubEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = library(monkeypatch, stub).load(fit, FakeDriver())
+    assert isinstance(loaded, TensorRtEngine)
+    driver: Any = FakeDriver()
+    monkeypatch.setattr(driver.__class__, "drain", lambda *_: None)
+    run = loaded.bind({name: 256 * i for i, name in enumerate(stub.tensors)}, 7)
+    # One run before any capture.
+    assert stub.runs == 1
+    assert set(stub.addresses) == set(stub.tensors)
+    assert loaded.capturable
+    with pytest.raises(BackendError, match="tensorrt failed"):
+        run.enqueue(8)
+    stub.capturable = False
+    loaded.bind({}, 7)
+    assert not loaded.capturable
+
+
+def test_the_librarys_own_words(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendError, match=r"cannot load .*not compatible\. Build it again here"):
+        library(monkeypatch, None).load(fit, FakeDriver())
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("kv_cache", (Mode.INPUT, Kind.FLOAT, (1, 2))),
+        ("noise", (Mode.INPUT, Kind.HALF, (1, 3))),
+        ("mood", (Mode.INPUT, Kind.FLOAT, (1, 1))),
+    ],
+)
+def test_a_foreign_engine_is_refused(
+    name: str, tensor: Any, fit: Fit, stub: StubEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = StubEngine({**stub.tensors, name: tensor})
+    with pytest.raises(ModelError, match=name):
+        library(monkeypatch, foreign).load(fit, FakeDriver())
+
+
+def test_no_room_for_another_stream(fit: Fit, stub: StubEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub.room = False
+    loaded = library(monkeypatch, stub).load(fit, FakeDriver())
+    with pytest.raises(BackendError, match="no room for another stream"):
+        loaded.bind({}, 7)
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(
+            MissingDependencyError, match=f"{name} needs the package of that name: pip install"
+        ):
+            Library(name)

@@ -1,0 +1,66 @@
+"""The user's cache folder: whole files, and a lock between processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from streamtalk import OutputError
+from streamtalk.cache import cache_directory, locked, replace_file
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from streamtalk.cache import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+HELD_S = 0.6
+
+
+def test_the_folder_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STREAMTALK_CACHE", str(tmp_path))
+    assert cache_directory() == tmp_path
+    monkeypatch.delenv("STREAMTALK_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_directory() == tmp_path / "streamtalk"
+
+
+def test_files_are_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b.json"
+    replace_file(path, b"one")
+    replace_file(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="Cannot write"):
+        replace_file(tmp_path / "file" / "x", b"")
+    with pytest.raises(OutputError, match="STREAMTALK_CACHE"), locked(tmp_path / "file" / "x"):
+        pass
+
+
+def test_a_lock_holds_between_processes_and_falls_with_its_holder(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    command = [sys.executable, "-c", HOLDER, str(path)]
+    with subprocess.Popen([*command, str(HELD_S)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        began = time.monotonic()
+        with locked(path):
+            # Part of the time passed before the holder's line was read.
+            assert time.monotonic() - began > HELD_S / 2
+    with subprocess.Popen([*command, "60"], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        holder.kill()
+        holder.wait()
+        with locked(path):
+            pass
