@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from streamtalk.batch import Batch, BatchStream
 from streamtalk.errors import (
     AudioError,
     BackendError,
@@ -28,6 +29,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AudioError",
     "BackendError",
+    "Batch",
+    "BatchStream",
     "DeviceError",
     "Frame",
     "MissingDependencyError",

@@ -15,6 +15,10 @@ SLOTS = 3
 WARM_STEPS, STEPS = 600, 1500  # Python's free lists fill up during the first
 WARM_VISITS, VISITS = 150, 300
 GROWTH_BYTES = 4096  # tracemalloc's own rounding and Python's small-object caches; 3 bytes a step show
+VOICE_BYTES = 16384
+"""Less than one voice holds (its latency histogram alone is 17 KiB). Caches of numpy and pybind fill up for a thousand
+visits, by 7 KB over these; then nothing grows.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -73,4 +77,4 @@ def test_voices_that_come_and_go_leave_nothing(many: Talker) -> None:
             after, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert after - before < GROWTH_BYTES
+    assert after - before < VOICE_BYTES
