@@ -159,9 +159,6 @@ def _run(arguments: argparse.Namespace) -> int:
     for name, reason in talker.choice.passed_over.items():
         if any(engine.backend == name for engine in talker.manifest.engines):
             say(f"{name} was passed over for {talker.backend}: {reason}")
-    if talker.choice.passed_over:
-        others = ", ".join(talker.choice.passed_over)
-        say(f"Running on {talker.backend}; `streamtalk doctor` says why not on {others}.")
     with ExitStack() as stack:
         speaker = _speaker(arguments.speaker, talker.speakers)
         stream = stack.enter_context(talker.open(speaker, seed=arguments.seed))
