@@ -207,7 +207,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "blend": (["--wav", "clip.wav", "--speaker", "ada=x"], "'ada=x' is not NAME=WEIGHT"),
     "seed": (["--wav", "clip.wav", "--seed", "-1"], "seed"),
     "seed text": (["--wav", "clip.wav", "--seed", "x"], "invalid int value"),
-    "backend": (["--wav", "clip.wav", "--backend", "abacus"], "There are: auto, tensorrt, tensorrt_rtx, onnxruntime-cuda, onnxruntime-cpu"),
+    "backend": (
+        ["--wav", "clip.wav", "--backend", "abacus"],
+        "There are: auto, tensorrt, tensorrt_rtx, onnxruntime-cuda, onnxruntime-cpu",
+    ),
     "threads": (["--wav", "clip.wav", "--threads", "100000"], "threads"),
     "out suffix": (["--wav", "clip.wav", "--out", "/dev/full"], "must end in .npz"),
     "out folder": (["--wav", "clip.wav", "--out", "none/x.npz"], "there is no folder"),
