@@ -36,7 +36,7 @@ DEMO_TEXT = (
 DEMO_VOICE = "en-us+f5"  # never trained on; flite's awb, where there is one, neither
 PACKAGES = (
     *("torch", "numpy", "scipy", "soxr", "espeakng-loader", "safetensors"),
-    *("av", "pocketsphinx", "onnxruntime"),
+    *("av", "pocketsphinx", "py-nanotts", "onnxruntime"),
 )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from streamtalk_training import espeak, festival, flite, runs, sounds
+from streamtalk_training import espeak, festival, flite, pico, runs, sounds
 from streamtalk_training.clips import SAMPLE_RATE, TRAINED_SOUND_S, Clip, ClipSpec, Speak, render
 from streamtalk_training.espeak import Utterance
 from streamtalk_training.foreign import foreign_sentence
@@ -31,6 +31,7 @@ from streamtalk_training.voices import (
     FESTIVAL_VOICES,
     FLITE_MEAN_PITCH_HZ,
     FOREIGN_ACCENTS,
+    PICO_VOICES,
     TEST_ACCENTS,
     TEST_FLITE_VOICE,
     TEST_VARIANTS,
@@ -41,15 +42,16 @@ from streamtalk_training.voices import (
     find_engines,
 )
 
-CORPUS_VERSION = 1
+CORPUS_VERSION = 2
 """Raised whenever the same specs would give other clips: shards of before are then refused."""
 CLIPS_PER_SHARD = 64
 CHARACTERS_A_SECOND = 15.0  # of speech at the usual pace: turns hours into a number of clips
 PAUSES_A_CLIP_S = 1.8
-SOUND_SHARE = 0.18  # of the clips: no speech at all
+SOUND_SHARE = 0.2  # of the clips: no speech at all
 FOREIGN_SHARE = 0.12  # of the speaking clips, as the shares below
-FLITE_SHARE = 0.28  # where flite is at hand
-FESTIVAL_SHARE = 0.17  # where festival is at hand
+FLITE_SHARE = 0.24  # where flite is at hand
+FESTIVAL_SHARE = 0.16  # where festival is at hand
+PICO_SHARE = 0.26  # where Pico is at hand; one sentence in four is not to be aligned, and left out
 WARPED_SHARE = 0.6
 WARPS = (0.86, 1.18)
 RICH_SHARE = 0.15  # of the clips say sentences full of what lips show best, or models hear worst
@@ -131,6 +133,8 @@ def _training_voice(chooser: random.Random, engines: Engines) -> tuple[str, str]
         return "flite", chooser.choice(TRAIN_FLITE_VOICES)
     if draw > 1 - FESTIVAL_SHARE and engines.festival is not None:
         return "festival", chooser.choice(FESTIVAL_VOICES)
+    if draw > 1 - FESTIVAL_SHARE - PICO_SHARE and engines.pico is not None:
+        return "pico", chooser.choice(PICO_VOICES)
     return "espeak", chooser.choice(TRAIN_ACCENTS) + suffix
 
 
@@ -250,6 +254,9 @@ def speaker(specs: Sequence[ClipSpec], engines: Engines) -> Speak:
             if spec.varied:
                 pitch_hz = FLITE_MEAN_PITCH_HZ[spec.voice] * float(np.exp(generator.normal(0, 0.15)))
             return flite.say(engines.flite, text, spec.voice, 1 / spec.pace, pitch_hz)
+        if spec.engine == "pico":
+            raised = float(np.exp(generator.normal(0, 0.12))) if spec.varied else 1.0
+            return pico.say(text, spec.voice, spec.pace, raised)
         pitch, pitch_range = generator.integers(15, 85), generator.integers(25, 80)
         return espeak.say(text, spec.voice, round(165 * spec.pace), int(pitch), int(pitch_range))
 

@@ -11,7 +11,7 @@ from streamtalk_training.coarticulation import ARKIT_INDEX
 Floats = NDArray[np.float32]
 Random = np.random.Generator
 
-BLINK_GAP_S = 3.1  # median; with the spread below about 17 blinks a minute
+BLINK_GAP_S = 3.2  # median; with the spread below about 17 blinks a minute
 BLINK_GAP_SPREAD = 0.5  # of the log
 LEAST_BLINK_GAP_S = 0.6
 BLINK_PAUSE_BIAS = 0.6  # share of the blinks that wait for, or hasten to, the quietest moment near by
@@ -62,7 +62,7 @@ def _blinks(frames: int, fps: float, loudness: Floats, random: Random) -> Floats
     """Lids [frames], 0 open to 1 shut: down within .13 s, shut for at least one frame, up within .17 s."""
     lids = np.zeros(frames, np.float32)
     reach = round(_BIAS_REACH_S * fps)
-    time_s, before = float(random.uniform(0, BLINK_GAP_S)), -frames
+    time_s, before = float(random.uniform(0, 1.3 * BLINK_GAP_S)), -frames
     while time_s < frames / fps:
         frame = round(time_s * fps)
         if random.random() < BLINK_PAUSE_BIAS:

@@ -1,8 +1,9 @@
 """Music made up from nothing: chords, bass, melody and drums, which must not open a mouth.
 
 Timbres: additive pads, saw teeth, resonances that sweep as formants do, frequency modulation (Chowning, 1973),
-plucked strings (Karplus and Strong, 1983) and, where a SoundFont is at hand, recorded instruments. A mix may be driven,
-echoed, pumped to the beat and swept as a whole, as dance music is.
+plucked strings (Karplus and Strong, 1983) and, where a SoundFont is at hand, recorded instruments; any of them bright
+or dark. A mix may be driven, echoed, pumped to the beat and swept as a whole, as dance music is. Sparse songs are the
+hardest: short notes, rests and bursts of noise are the rhythm of syllables.
 """
 
 from __future__ import annotations
@@ -25,19 +26,25 @@ SAMPLE_RATE = 16000
 _CHORDS = ((0, 4, 7), (0, 3, 7), (0, 5, 9), (2, 5, 9), (-1, 2, 7), (0, 4, 7, 11), (-3, 0, 4), (-5, -1, 2, 5))
 _SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9), (0, 3, 5, 6, 7, 10))
 _PARTS = {"chords": 0.8, "bass": 0.6, "melody": 0.7, "drums": 0.55}  # how often a song has each
+_SPARSE = 0.4  # of the songs
+_STACCATO = 0.7  # chords held for less of their time may follow each other faster
 _SWEEP_STEP = 128  # samples between two settings of a moving filter
 _TUNED_FROM_HZ = 261.6  # a recorded sample is taken to sound middle C: in tune with itself, as music needs
 
 
 def song(samples: int, random: Random, font: Path | None = None) -> Doubles:
     """Music [samples] of unit RMS in a random key, tempo and line-up."""
+    sparse = random.random() < _SPARSE
     score = _Score(
         beat=int(SAMPLE_RATE * random.uniform(0.28, 0.75)),
         root_hz=110 * 2 ** (random.integers(0, 12) / 12),
         scale=_SCALES[random.integers(len(_SCALES))],
         chords=tuple(_CHORDS[random.integers(len(_CHORDS))] for _ in range(4)),
+        held=random.uniform(0.2, 0.9) if sparse else random.uniform(0.8, 1.2),
+        rests=random.uniform(0.1, 0.6) if sparse else 0.15,
     )
-    line_up = {part: random.random() < chance for part, chance in _PARTS.items()}
+    thinned = 0.6 if sparse else 1.0
+    line_up = {part: random.random() < chance * thinned for part, chance in _PARTS.items()}
     if not any(line_up.values()):
         line_up["chords"] = True
     mixed = np.zeros(samples)
@@ -95,38 +102,43 @@ def _swept(sound: Doubles, random: Random, rate_hz: float) -> Doubles:
 
 @dataclass(frozen=True)
 class _Score:
-    """What all parts of a song agree on: `beat` in samples, the root's pitch, a scale and its chords in semitones."""
+    """What all parts of a song agree on: `beat` in samples, the root's pitch, a scale and its chords in semitones,
+    the share of a note's time for which it is `held`, and the share of the notes that are `rests`."""
 
     beat: int
     root_hz: float
     scale: tuple[int, ...]
     chords: tuple[tuple[int, ...], ...]
+    held: float
+    rests: float
 
 
 def _play_chords(track: Doubles, score: _Score, instrument: Instrument, random: Random) -> None:
-    bar = score.beat * int(random.choice([2, 4]))
-    for index, start in enumerate(range(0, len(track), bar)):
+    bar = score.beat * float(random.choice([0.5, 1, 2, 4] if score.held < _STACCATO else [2, 4]))
+    for index, start in enumerate(range(0, len(track), int(bar))):
+        if random.random() < score.rests / 2:
+            continue
         for step in score.chords[index % len(score.chords)]:
-            _add(track, start, instrument(score.root_hz * 2 ** (step / 12), int(bar * 1.1), random))
+            _add(track, start, instrument(score.root_hz * 2 ** (step / 12), int(bar * score.held), random))
 
 
 def _play_bass(track: Doubles, score: _Score, instrument: Instrument, random: Random) -> None:
     for index, start in enumerate(range(0, len(track), score.beat)):
-        if random.random() < 0.8:
+        if random.random() >= score.rests:
             pitch_hz = score.root_hz / 2 * 2 ** (score.chords[index // 4 % len(score.chords)][0] / 12)
-            _add(track, start, instrument(pitch_hz, score.beat, random))
+            _add(track, start, instrument(pitch_hz, int(score.beat * score.held), random))
 
 
 def _play_melody(track: Doubles, score: _Score, instrument: Instrument, random: Random) -> None:
-    scale = score.scale
+    scale, octave = score.scale, float(random.choice([0.5, 1, 1]))
     start, degree = 0, int(random.integers(0, len(scale)))
     while start < len(track):
         length = int(score.beat * random.choice([0.25, 0.5, 0.5, 1, 1, 2]))
         degree = int(np.clip(degree + random.integers(-2, 3), -len(scale), 2 * len(scale)))
         step = scale[degree % len(scale)] + 12 * (degree // len(scale))
-        if random.random() < 0.85:
-            pitch_hz = 2 * score.root_hz * 2 ** (step / 12)
-            _add(track, start, instrument(pitch_hz, int(length * 1.2), random))
+        if random.random() >= score.rests:
+            pitch_hz = 2 * octave * score.root_hz * 2 ** (step / 12)
+            _add(track, start, instrument(pitch_hz, int(length * score.held), random))
         start += length
 
 
@@ -134,9 +146,18 @@ _PLAYERS = {"chords": _play_chords, "bass": _play_bass, "melody": _play_melody}
 
 
 def _drums(track: Doubles, beat: int, random: Random, font: Path | None) -> None:
-    """Kick, snare and hat, synthesised, with recorded percussion mixed in where there is some."""
+    """Kick, snare and hat, synthesised, with recorded percussion mixed in where there is some.
+
+    The snare is a burst of noise in a band of its own, as short as a click or as long as a fricative.
+    """
+    decay = float(np.exp(random.uniform(np.log(8), np.log(40))))
+    low_hz = float(np.exp(random.uniform(np.log(100), np.log(3000))))
+    band = butter(1, [low_hz, min(low_hz * random.uniform(3, 20), 7500)], "bandpass", fs=SAMPLE_RATE, output="sos")
+    steady = random.random() < 0.5  # else hits fall where they like
     for index, start in enumerate(range(0, len(track), max(beat // 2, 1))):
-        time_s = np.arange(int(0.2 * SAMPLE_RATE)) / SAMPLE_RATE
+        if not steady and random.random() < 0.4:
+            continue
+        time_s = np.arange(int(0.35 * SAMPLE_RATE)) / SAMPLE_RATE
         hiss = random.standard_normal(len(time_s))
         hit = 0.3 * np.diff(hiss, prepend=0.0) * np.exp(-time_s * 60)
         if index % 4 == 0:
@@ -144,7 +165,7 @@ def _drums(track: Doubles, beat: int, random: Random, font: Path | None) -> None
                 -time_s * 18
             )
         elif index % 4 == 2:
-            hit = hit + hiss * np.exp(-time_s * 22)
+            hit = hit + 2 * np.asarray(sosfilt(band, hiss)) * np.exp(-time_s * decay)
         _add(track, start, hit * random.uniform(0.7, 1.0))
     if font is not None:
         shots = [sample for sample in soundfont.samples(font) if sample.loop is None]
@@ -162,8 +183,20 @@ def _instrument(random: Random, font: Path | None) -> Instrument:
     if font is not None and random.random() < 0.5:
         looped = [sample for sample in soundfont.samples(font) if sample.loop is not None]
         return _recorded(looped[random.integers(len(looped))])
-    makers = (_pad, _saw, _resonant, _modulated, _plucked)
-    return makers[random.integers(len(makers))](random)
+    makers = (_pad, _saw, _unison, _resonant, _modulated, _plucked)
+    made = makers[random.integers(len(makers))](random)
+    return _dark(made, random) if random.random() < 0.35 else made
+
+
+def _dark(instrument: Instrument, random: Random) -> Instrument:
+    """`instrument` without what lies above a corner between 500 Hz and 3 kHz."""
+    corner_hz = float(np.exp(random.uniform(np.log(500), np.log(3000))))
+    low = butter(3, corner_hz, "low", fs=SAMPLE_RATE, output="sos")
+
+    def play(pitch_hz: float, samples: int, random: Random) -> Doubles:
+        return np.asarray(sosfilt(low, instrument(pitch_hz, samples, random)))
+
+    return play
 
 
 def _envelope(samples: int, attack_s: float, release_s: float) -> Doubles:
@@ -212,6 +245,16 @@ def _saw(random: Random) -> Instrument:
         sound = np.sign(np.sin(2 * np.pi * phase)) if square else 2 * (phase % 1) - 1
         low = butter(2, cutoff_hz, "low", fs=SAMPLE_RATE, output="sos")
         return np.asarray(sosfilt(low, sound)) * _envelope(samples, 0.01, 0.06)
+
+    return play
+
+
+def _unison(random: Random) -> Instrument:
+    saw, voices, detuned = _saw(random), int(random.integers(2, 6)), random.uniform(0.002, 0.02)
+
+    def play(pitch_hz: float, samples: int, random: Random) -> Doubles:
+        pitches = pitch_hz * (1 + detuned * random.standard_normal(voices))
+        return np.asarray(sum(saw(float(pitch), samples, random) for pitch in pitches))
 
     return play
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from streamtalk_training import festival, flite
+from streamtalk_training import festival, flite, pico
 
 # The first accents are doubled because most listeners' English is nearest to them.
 TRAIN_ACCENTS = (
@@ -34,6 +34,7 @@ TEST_VARIANTS = ("f5", "m4", "klatt3", "steph", "max", "Alex", "aunty", "zac")
 TRAIN_FLITE_VOICES = ("slt", "rms", "kal16")
 FLITE_MEAN_PITCH_HZ = {"slt": 175.0, "rms": 100.0, "kal16": 105.0}  # rms keeps its own, whatever is asked
 TEST_FLITE_VOICE = "awb"
+PICO_VOICES = ("en-US", "en-GB")
 FESTIVAL_VOICES = ("cmu_us_slt_arctic_hts", "kal_diphone", "ked_diphone")
 
 
@@ -45,6 +46,7 @@ class Engines:
     flite: Path | None = None
     festival: festival.Festival | None = None
     soundfont: Path | None = None
+    pico: Path | None = None
 
     def found(self) -> dict[str, bool]:
         """What is at hand, by name: two corpora are comparable where this is the same."""
@@ -54,7 +56,7 @@ class Engines:
 def find_engines(root: Path) -> Engines:
     """What was unpacked below `root` (Debian packages, `dpkg -x`), or is installed where `root` is `/`.
 
-    flite alone is also found on the path where `root` lacks it.
+    flite alone is also found on the path where `root` lacks it, and Pico is a Python package.
     """
     share = root / "usr" / "share"
     wordnet, soundfont = share / "wordnet", share / "sounds" / "sf2" / "TimGM6mb.sf2"
@@ -63,4 +65,5 @@ def find_engines(root: Path) -> Engines:
         flite.find_flite(root),
         festival.find_festival(root),
         soundfont if soundfont.exists() else None,
+        pico.find_pico(),
     )
