@@ -25,7 +25,7 @@ from streamtalk_training.voices import (
 )
 
 SPEAK = corpus.speaker([], Engines())
-ALL_ENGINES = Engines(flite=Path("flite"), festival=None)
+ALL_ENGINES = Engines(flite=Path("flite"), festival=None, pico=Path("py_nanotts"))
 
 
 @pytest.fixture
@@ -154,10 +154,12 @@ def test_training_is_as_mixed_as_planned() -> None:
     silent = [spec for spec in train if spec.engine == "sounds"]
     foreign = [spec for spec in speaking if spec.voice.partition("+")[0] in FOREIGN_ACCENTS]
     by_flite = [spec for spec in speaking if spec.engine == "flite"]
+    by_pico = [spec for spec in speaking if spec.engine == "pico"]
     warped = [spec for spec in speaking if spec.warp != 1]
     assert portion(silent, train) == pytest.approx(corpus.SOUND_SHARE, abs=share)
     assert portion(foreign, speaking) == pytest.approx(corpus.FOREIGN_SHARE, abs=share)
     assert portion(by_flite, speaking) == pytest.approx(corpus.FLITE_SHARE, abs=share)
+    assert portion(by_pico, speaking) == pytest.approx(corpus.PICO_SHARE, abs=share)
     assert portion(warped, speaking) == pytest.approx(corpus.WARPED_SHARE, abs=share)
     assert all(corpus.WARPS[0] <= spec.warp <= corpus.WARPS[1] for spec in warped)
 

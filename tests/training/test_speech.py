@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamtalk_training import espeak, festival, flite
+from streamtalk_training import aligner, espeak, festival, flite, pico
 from streamtalk_training.clips import ClipSpec, Speak, render, warped, with_silences
 from streamtalk_training.coarticulation import ARKIT_INDEX
 from streamtalk_training.corpus import speaker
 from streamtalk_training.espeak import Utterance
 from streamtalk_training.foreign import foreign_sentence
 from streamtalk_training.visemes import VOWELS, Phone, UnknownPhoneError, espeak_phones
-from streamtalk_training.voices import FESTIVAL_VOICES, FOREIGN_ACCENTS, Engines, find_engines
+from streamtalk_training.voices import FESTIVAL_VOICES, FOREIGN_ACCENTS, PICO_VOICES, Engines, find_engines
 
 FOREIGN = {
     "de": ("Guten Morgen, heute ist ein wunderbar warmer Wintertag.", "Mutter und Vater wohnen am Wasser."),
@@ -264,3 +264,27 @@ def test_gaps_become_silence() -> None:
     filled = with_silences([Phone(0.2, 0.3, "a", "AA"), Phone(0.5, 0.6, "a", "AA")], 1.0)
     assert [p.viseme for p in filled] == ["SIL", "AA", "SIL", "AA", "SIL"]
     assert [p.start_s for p in filled[1:]] == [p.end_s for p in filled[:-1]]
+
+
+@pytest.mark.parametrize("voice", PICO_VOICES)
+def test_pico_s_sound_and_labels_agree(engines: Engines, voice: str) -> None:
+    if engines.pico is None:
+        pytest.skip("no py_nanotts and pocketsphinx here")
+    spoken = [pico.say(text, voice) for text in SENTENCES[1:]]
+    assert abs(vowel_lag_s(spoken)) <= MOST_LAG_S
+    assert all(phone.end_s <= len(u.pcm) / u.sample_rate for u in spoken for phone in u.phones)
+
+
+def test_pico_says_nothing_whose_times_are_unsure(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    if engines.pico is None:
+        pytest.skip("no py_nanotts and pocketsphinx here")
+    with pytest.raises(UnknownPhoneError, match="does not know"):
+        pico.say("Xqzzt is no word.")
+
+    def misheard(pcm: aligner.Floats, said: Sequence[str]) -> tuple[Phone, ...] | None:
+        found = aligner.aligned(pcm, said) or ()
+        return tuple(Phone(p.start_s + 0.05, p.end_s + 0.05, p.name, p.viseme) for p in found)
+
+    monkeypatch.setattr(aligner, "aligned_warped", misheard)
+    with pytest.raises(UnknownPhoneError, match="50 ms apart"):
+        pico.say(SENTENCES[0])

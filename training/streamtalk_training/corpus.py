@@ -131,9 +131,10 @@ def _training_voice(chooser: random.Random, engines: Engines) -> tuple[str, str]
         return "espeak", chooser.choice(FOREIGN_ACCENTS) + suffix
     if draw < FOREIGN_SHARE + FLITE_SHARE and engines.flite is not None:
         return "flite", chooser.choice(TRAIN_FLITE_VOICES)
-    if draw > 1 - FESTIVAL_SHARE and engines.festival is not None:
-        return "festival", chooser.choice(FESTIVAL_VOICES)
-    if draw > 1 - FESTIVAL_SHARE - PICO_SHARE and engines.pico is not None:
+    if draw > 1 - FESTIVAL_SHARE:
+        if engines.festival is not None:
+            return "festival", chooser.choice(FESTIVAL_VOICES)
+    elif draw > 1 - FESTIVAL_SHARE - PICO_SHARE and engines.pico is not None:
         return "pico", chooser.choice(PICO_VOICES)
     return "espeak", chooser.choice(TRAIN_ACCENTS) + suffix
 

@@ -2,8 +2,8 @@
 
 The corpus carries what changes a waveform (rooms, codecs, babble, clipping), rendered once. What can be said in
 log-mel power costs next to nothing here and never repeats: vocal-tract length (Jaitly and Hinton, "Vocal tract
-length perturbation", 2013), the microphone's response, level, stationary noise, the unsteadiness of a real throat, lost bands (after Park et
-al., "SpecAugment", 2019; no gaps in time, which would hide closures).
+length perturbation", 2013), the microphone's response, level, the unsteadiness of a throat, stationary noise, lost
+bands (after Park et al., "SpecAugment", 2019; no gaps in time, which would hide closures).
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from torch.nn import functional as F
 WARP = 0.10  # largest share by which the mel axis is stretched
 CURVE_POINTS, CURVE_DB = 6, 4.0  # of the microphone's response, deviation in dB
 LEVEL_DB = 6.0
-WOBBLE_DB, WOBBLE_FRAMES = 1.5, 5  # deviation of gains that wander within a crop, and how often they turn (10 ms each)
+WOBBLE_DB, WOBBLE_FRAMES = (
+    1.5,
+    5,
+)  # deviation of gains that wander within a crop, and how often they turn (10 ms each)
 NOISE_SHARE, NOISE_BELOW_DB = 0.4, (12.0, 45.0)  # below the crop's mean power
 LOST_SHARE, LOST_BINS = 0.25, 10
 PLAIN_SHARE = 0.15  # of the crops are left as they are
@@ -24,8 +27,8 @@ LOG_OF_DB = 0.2302585  # ln(10) / 10: decibels to the log of power
 
 def disturbed(mel: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
     """Log-mel [B, bins, M] or [B, P, bins, M] (`MelEncoder.log_mel`: ln(1 + power / floor)), disturbed alike
-    over P, each crop in its own way. `strength` 0..1 scales sizes and shares: noise hides the very
-    silences that betray a closure, so a model had better learn of them first."""
+    over P, each crop in its own way. `strength` 0..1 scales sizes and shares: noise hides the very silences that
+    betray a closure, so a model had better learn of them first."""
     batch, bins = mel.shape[0], mel.shape[-2]
     lead = (batch,) + (1,) * (mel.dim() - 3)
 
@@ -54,7 +57,9 @@ def disturbed(mel: Tensor, generator: torch.Generator, strength: float = 1.0) ->
 
     # the unsteadiness of a throat, which synthetic voices lack: gains that wander over time, each band its own
     turns = -(-mel.shape[-1] // WOBBLE_FRAMES) + 1
-    wobble = WOBBLE_DB * uniform(batch, 1, 1, 1) * torch.randn(batch, 1, CURVE_POINTS, turns, generator=generator)
+    wobble = (
+        WOBBLE_DB * uniform(batch, 1, 1, 1) * torch.randn(batch, 1, CURVE_POINTS, turns, generator=generator)
+    )
     wander_db = F.interpolate(strength * wobble, (bins, mel.shape[-1]), mode="bilinear", align_corners=True)
     power = power * (wander_db * LOG_OF_DB).exp().view(*lead, bins, mel.shape[-1]).to(mel.device)
 

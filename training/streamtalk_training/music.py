@@ -152,7 +152,9 @@ def _drums(track: Doubles, beat: int, random: Random, font: Path | None) -> None
     """
     decay = float(np.exp(random.uniform(np.log(8), np.log(40))))
     low_hz = float(np.exp(random.uniform(np.log(100), np.log(3000))))
-    band = butter(1, [low_hz, min(low_hz * random.uniform(3, 20), 7500)], "bandpass", fs=SAMPLE_RATE, output="sos")
+    band = butter(
+        1, [low_hz, min(low_hz * random.uniform(3, 20), 7500)], "bandpass", fs=SAMPLE_RATE, output="sos"
+    )
     steady = random.random() < 0.5  # else hits fall where they like
     for index, start in enumerate(range(0, len(track), max(beat // 2, 1))):
         if not steady and random.random() < 0.4:
