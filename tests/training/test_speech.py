@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,12 @@ SENTENCES = (
     "Bob put the copper pump up by the stamp.",
     "She had your dark suit in greasy wash water all year.",
     "My mother bought five fresh fish before breakfast.",
+)
+MORE_SENTENCES = (
+    "A heavy rain fell on the village all night.",
+    "The people of the town built a bridge over the river.",
+    "He opened the window and looked at the empty street.",
+    "Nobody knew where the children had left their boats.",
 )
 
 
@@ -270,7 +277,11 @@ def test_gaps_become_silence() -> None:
 def test_pico_s_sound_and_labels_agree(engines: Engines, voice: str) -> None:
     if engines.pico is None:
         pytest.skip("no py_nanotts and pocketsphinx here")
-    spoken = [pico.say(text, voice) for text in SENTENCES[1:]]
+    spoken = []
+    for text in (*SENTENCES, *MORE_SENTENCES):
+        with suppress(UnknownPhoneError):  # times that are not trusted
+            spoken.append(pico.say(text, voice))
+    assert len(spoken) >= 3
     assert abs(vowel_lag_s(spoken)) <= MOST_LAG_S
     assert all(phone.end_s <= len(u.pcm) / u.sample_rate for u in spoken for phone in u.phones)
 

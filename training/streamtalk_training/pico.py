@@ -6,10 +6,12 @@ and only what both hearings agree on is used.
 
 from __future__ import annotations
 
-from functools import cache
+import subprocess
+import sys
+import tempfile
+import wave
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,24 +32,17 @@ def find_pico() -> Path | None:
     return Path(spec.origin).parent
 
 
-@cache
-def _speaker() -> Any:
-    from py_nanotts import NanoTTS  # type: ignore[import-untyped]
-
-    return NanoTTS()
-
-
 def say(text: str, voice: str = "en-US", speed: float = 1.0, pitch: float = 1.0) -> Utterance:
     """Speak `text` with `voice` (en-US, en-GB), `speed` and `pitch` times the usual.
 
+    In a process of its own: what Pico said before changes what it says next, and not always in the same way.
     Raises UnknownPhoneError where no phone times can be trusted: a word that the aligner's dictionary lacks, or
-    two hearings that differ.
+    two hearings that differ. Raises OSError with Pico's own words where it fails.
     """
     said = aligner.words(text)
     if said is None or not said or not all(map(aligner.known, said)):
         raise UnknownPhoneError(f"the aligner does not know how {text!r} is read")
-    spoken = _speaker().speak(text, voice=voice, speed=speed, pitch=pitch, volume=VOLUME)
-    pcm = np.frombuffer(spoken, "<i2").astype(np.float32) / np.float32(32768)
+    pcm = _spoken(text, voice, speed, pitch)
     first, second = aligner.aligned(pcm, said), aligner.aligned_warped(pcm, said)
     if first is None or second is None or [p.name for p in first] != [p.name for p in second]:
         raise UnknownPhoneError(f"no phone times of {text!r} can be trusted")
@@ -55,3 +50,21 @@ def say(text: str, voice: str = "en-US", speed: float = 1.0, pitch: float = 1.0)
     if apart_s > MOST_APART_S:
         raise UnknownPhoneError(f"two hearings of {text!r} are {apart_s * 1e3:.0f} ms apart")
     return Utterance(pcm, SAMPLE_RATE, first)
+
+
+def _spoken(text: str, voice: str, speed: float, pitch: float) -> aligner.Floats:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "speech.wav"
+        settings = {"voice": voice, "speed": speed, "pitch": pitch, "volume": VOLUME, "output": out}
+        command = [
+            sys.executable,
+            "-m",
+            "py_nanotts",
+            *(f"--{name}={value}" for name, value in settings.items()),
+        ]
+        done = subprocess.run([*command, "--", text], capture_output=True, text=True, check=False)
+        if done.returncode != 0 or not out.exists():
+            raise OSError(f"py_nanotts failed: {done.stderr.strip() or done.stdout.strip()}")
+        with wave.open(str(out)) as file:
+            stored = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    return stored.astype(np.float32) / np.float32(32768)
