@@ -298,4 +298,4 @@ def test_pico_says_nothing_whose_times_are_unsure(engines: Engines, monkeypatch:
 
     monkeypatch.setattr(aligner, "aligned_warped", misheard)
     with pytest.raises(UnknownPhoneError, match="50 ms apart"):
-        pico.say(SENTENCES[0])
+        pico.say(SENTENCES[1], "en-GB")

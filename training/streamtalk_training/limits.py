@@ -1,0 +1,171 @@
+"""What limits the lips on a voice: `python -m streamtalk_training.limits --help`.
+
+Correlations with the labels, control by control, of two readouts that are fitted to the voice itself (four folds over
+its clips), to be held against the model, which never met it:
+
+- `features`: a linear map from the model's audio features, two frames around. Where it is no better than the model,
+  what the encoder hears is the limit, and neither predictor, head, codes nor decoder.
+- `sound`: a small network on log-mel power, 150 ms back and 90 ms ahead. What it reaches is in the sound and in the
+  labels for certain: below it, more or other voices would help; at it, only more lookahead or better labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from streamtalk import StreamTalkError
+from streamtalk.manifest import read_manifest
+from streamtalk_export.config import SAMPLE_RATE, load_config
+from streamtalk_export.drive import Graphs
+from streamtalk_export.errors import ExportError
+from streamtalk_export.mel import MelEncoder
+from streamtalk_training.coarticulation import controls_from_weights
+from streamtalk_training.evaluate import QUICK, Extent, read_sources
+from streamtalk_training.face_source import DEFAULT_CACHE
+from streamtalk_training.scores import Speech
+from streamtalk_training.streaming import exported
+from streamtalk_training.talker import Talker
+from streamtalk_training.visemes import tables
+
+Floats = NDArray[np.float32]
+Fitted = Callable[[Floats], Floats]
+
+FOLDS = 4
+AROUND = 2  # frames on either side
+RIDGE = 0.01  # of the features' mean variance
+MEL_BACK, MEL_AHEAD, MEL_HOP = 15, 9, 160
+EPOCHS, BATCH = 25, 256
+
+
+def encoder_features(folder: Path, pcm: Floats) -> Floats:
+    """Audio features [L, A] of `pcm` [n], as the runtime computes them."""
+    manifest = read_manifest(folder)
+    graphs = Graphs(folder, manifest)
+    frames = int(len(pcm) * manifest.fps // SAMPLE_RATE)
+    padded = np.pad(pcm, (manifest.context_samples, manifest.window_samples))
+    starts = [round(first * SAMPLE_RATE / manifest.fps) for first in range(0, frames, manifest.hop)]
+    heard = [graphs.run("audio_encoder", pcm=padded[at : at + manifest.window_samples])[0] for at in starts]
+    return np.asarray(np.concatenate(heard)[:frames], np.float32)
+
+
+def log_mel(encoder: MelEncoder, pcm: Floats, frames: int, fps: float) -> Floats:
+    """Log-mel power around each of `frames` frames: [L, bins * (MEL_BACK + 1 + MEL_AHEAD)]."""
+    padded = torch.from_numpy(np.pad(pcm, SAMPLE_RATE))[None]
+    mel = encoder.log_mel(padded)[0].T.numpy()
+    middle = np.round((np.arange(frames) * SAMPLE_RATE / fps + SAMPLE_RATE - 200) / MEL_HOP).astype(int)
+    return np.stack([mel[middle + k] for k in range(-MEL_BACK, MEL_AHEAD + 1)], 1).reshape(frames, -1)
+
+
+def neighbours(features: Floats) -> Floats:
+    """[L, A] as [L, A * (2 * AROUND + 1) + 1]: frames around, and a constant."""
+    padded = np.pad(features, ((AROUND, AROUND), (0, 0)), mode="edge")
+    parts = [padded[k : k + len(features)] for k in range(2 * AROUND + 1)]
+    return np.concatenate([*parts, np.ones((len(features), 1), np.float32)], 1)
+
+
+def linear(inputs: Floats, wanted: Floats) -> Fitted:
+    """Ridge regression of `wanted` [L, n] on `inputs` [L, m]."""
+    a, b = inputs.astype(np.float64), wanted.astype(np.float64)
+    ridge = RIDGE * len(a) * float(a.var(0).mean()) * np.eye(a.shape[1])
+    weights = np.linalg.solve(a.T @ a + ridge, a.T @ b).astype(np.float32)
+    return lambda x: x @ weights
+
+
+def network(inputs: Floats, wanted: Floats) -> Fitted:
+    """Two hidden layers with dropout, from `inputs` [L, m] to `wanted` [L, n]; seeded."""
+    torch.manual_seed(0)
+    mean, deviation, unit = inputs.mean(0), inputs.std(0) + 1e-3, wanted.std(0) + 1e-6
+    x, y = torch.from_numpy((inputs - mean) / deviation), torch.from_numpy(wanted / unit)
+    net = nn.Sequential(
+        *(nn.Dropout(0.2), nn.Linear(x.shape[1], 256), nn.ReLU()),
+        *(nn.Dropout(0.4), nn.Linear(256, 128), nn.ReLU()),
+        *(nn.Dropout(0.3), nn.Linear(128, y.shape[1])),
+    )
+    optimiser = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.03)
+    decay = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.9)
+    for _ in range(EPOCHS):
+        for rows in torch.split(torch.randperm(len(x)), BATCH):
+            noisy = x[rows] + 0.2 * torch.randn_like(x[rows])
+            loss = (net(noisy) - y[rows]).square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        decay.step()
+    net.eval()
+
+    def fitted(heard: Floats) -> Floats:
+        with torch.no_grad():
+            return np.asarray(net(torch.from_numpy((heard - mean) / deviation)).numpy() * unit, np.float32)
+
+    return fitted
+
+
+def cross_fitted(
+    inputs: Sequence[Floats], wanted: Sequence[Floats], fit: Callable[[Floats, Floats], Fitted]
+) -> list[float]:
+    """Correlation of each column of `wanted` with what a readout, fitted to the other folds' clips, makes of it."""
+    made: list[Floats] = [np.empty(0, np.float32)] * len(inputs)
+    folds = min(FOLDS, len(inputs))
+    for fold in range(folds):
+        others = [index for index in range(len(inputs)) if index % folds != fold]
+        fitted = fit(np.concatenate([inputs[i] for i in others]), np.concatenate([wanted[i] for i in others]))
+        for index in range(fold, len(inputs), folds):
+            made[index] = fitted(inputs[index])
+    got, true = np.concatenate(made), np.concatenate(wanted)
+    return [float(np.corrcoef(got[:, k], true[:, k])[0, 1]) for k in range(true.shape[1])]
+
+
+def limits(folder: Path, encoder: MelEncoder, clips: Sequence[Speech], fps: float) -> dict[str, list[float]]:
+    """Correlation by control of each readout, on one voice's clips. Raises ValueError for fewer than two."""
+    if len(clips) < 2:
+        raise ValueError(f"{len(clips)} clips: a readout is fitted to some and tried on others")
+    controls = [controls_from_weights(clip.weights) for clip in clips]
+    features = [encoder_features(folder, clip.pcm) for clip in clips]
+    wanted = [c[: len(f)] for c, f in zip(controls, features, strict=True)]
+    mels = [log_mel(encoder, clip.pcm, len(w), fps) for clip, w in zip(clips, wanted, strict=True)]
+    return {
+        "features": cross_fitted([neighbours(f) for f in features], wanted, linear),
+        "sound": cross_fitted(mels, wanted, network),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a table; returns the exit code. Problems are one sentence on stderr and code 2."""
+    parser = argparse.ArgumentParser(prog="python -m streamtalk_training.limits", description=__doc__)
+    parser.add_argument("--model", type=Path, default=Path("models/bundled"))
+    parser.add_argument("--corpus", type=Path, default=DEFAULT_CACHE / "corpus")
+    parser.add_argument("--debian", type=Path, default=DEFAULT_CACHE / "debian")
+    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
+    parser.add_argument("--quick", action="store_true", help="a few clips of each split")
+    options = parser.parse_args(arguments)
+    corpus, debian, cache = (getattr(options, n).expanduser() for n in ("corpus", "debian", "cache"))
+    try:
+        config = load_config(options.model / "config.yaml")
+        encoder = Talker(config).audio_encoder
+        folder = exported(options.model, cache)
+        fps = float(read_manifest(folder).fps)
+        sources = read_sources(corpus, debian, fps, QUICK if options.quick else Extent())
+        print("| split | readout | " + " | ".join(tables().controls) + " |")
+        print("|---|---|" + "---|" * len(tables().controls))
+        for split, clips in sources.splits.items():
+            for readout, row in limits(folder, encoder, clips, fps).items():
+                print(
+                    f"| {split} | {readout} | " + " | ".join(f"{value:.3f}" for value in row) + " |",
+                    flush=True,
+                )
+    except (ExportError, StreamTalkError, OSError, ValueError) as error:
+        print(f"limits: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
