@@ -50,34 +50,47 @@ def certify_half(
     """Vertex errors of the float16 stream, encoder included, against the float32 one; the caller enforces.
 
     A folded head is judged in a closed loop. A nonlinear one may draw events: where a blink hangs by a hair, a
-    rounding moves it by frames, and both streams are right. Its float16 frames start from the float32 stream's state.
+    rounding moves it by frames, and both streams are right. Its float16 frames start from the float32 stream's state;
+    what its closed loop came to is told beside them, without a bound.
     """
     probe = Probe.make(manifest, seconds, identity)
     exact_graphs, half_graphs = Graphs(directory, manifest), Graphs(directory, manifest, "fp16")
-    exact, half = Stream(manifest, probe.start_latent), Stream(manifest, probe.start_latent)
-    motion, errors = _Motion(), []
+    exact, half, free = (Stream(manifest, probe.start_latent) for _ in range(3))
+    motion, errors, free_errors = _Motion(), [], []
     for window in probe.windows(manifest):
         heard = [graphs.run("audio_encoder", pcm=window)[0] for graphs in (exact_graphs, half_graphs)]
         for feature, half_feature in islice(zip(*heard, strict=True), len(probe.noise) - exact.frame):
             if not manifest.folded:
                 half.cache, half.latents = exact.cache, exact.latents
             want = next_frame(exact_graphs, exact, feature, probe)
-            got = next_frame(half_graphs, half, half_feature, probe)
-            errors.append(np.linalg.norm(got.astype(np.float64) - want, axis=-1).astype(np.float32))
+            errors.append(_distance(next_frame(half_graphs, half, half_feature, probe), want))
+            if not manifest.folded:
+                free_errors.append(_distance(next_frame(half_graphs, free, half_feature, probe), want))
             motion.add(want)
     to_mm = 1000 * manifest.metres_per_unit
     error, rms = np.concatenate(errors) * to_mm, motion.rms() * to_mm
     limits = limits_mm(rms)
     # A NaN must miss its bound: numpy's quantile and max carry it on.
-    lines = (
+    lines: list[tuple[str, float, float | None]] = [
         ("vertex_error_p99_mm", float(np.quantile(error, QUANTILE)), limits.p99),
         ("vertex_error_max_mm", float(error.max()), limits.max),
         ("rms_motion_mm", rms, None),
-    )
+    ]
+    if free_errors:
+        error = np.concatenate(free_errors) * to_mm
+        lines += [
+            ("closed_loop_vertex_error_p50_mm", float(np.median(error)), None),
+            ("closed_loop_vertex_error_p99_mm", float(np.quantile(error, QUANTILE)), None),
+        ]
     return [
         Parity(subject="frame.fp16", quantity=name, frames=len(errors), measured=value, bound=bound)
         for name, value, bound in lines
     ]
+
+
+def _distance(got: Array, want: Array) -> Array:
+    """Of each vertex: [V] float32."""
+    return np.linalg.norm(got.astype(np.float64) - want, axis=-1).astype(np.float32)
 
 
 def limits_mm(rms_motion_mm: float) -> Limits:

@@ -146,12 +146,14 @@ def test_roundings_are_held() -> None:
 
 def test_the_bundled_stream_in_float16(bundled_half: tuple[Path, Manifest, dict[str, Array]]) -> None:
     """From the same state: a blink that hangs by a hair may come frames apart in closed loops."""
-    p99, largest, motion = certify_half(*bundled_half, SECONDS)
+    p99, largest, motion, *closed_loop = certify_half(*bundled_half, SECONDS)
     assert (p99.bound, largest.bound) == (P99_MM, MAX_MM)
     assert 0 < p99.measured <= P99_MM
     assert p99.measured <= largest.measured <= MAX_MM
     assert motion.measured > 0.5
     assert p99.frames == SECONDS * 30
+    assert [line.bound for line in closed_loop] == [None, None]
+    assert p99.measured <= closed_loop[1].measured  # the state's own errors come on top
 
 
 def test_a_preset_stream_in_float16(golden: Golden, exported: Exported, tmp_path: Path) -> None:

@@ -165,6 +165,14 @@ def test_stage1_resumed_equals_uninterrupted(biwi: Trained, tmp_path: Path) -> N
     equal(whole, train_stage1(biwi.data, plan, tmp_path / "cut"))
 
 
+def test_a_run_goes_on_under_its_own_plan(voca: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        release_recipe.stage1([*voca.options, "--run", str(voca.root / "run"), *RATE, "--steps", "301"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "steps was 300 and is now 301" in said and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("finetune_decoder", [False, True])
 def test_stage2_resumes_exactly_and_trains_what_it_should(
     biwi: Trained, tmp_path: Path, finetune_decoder: bool

@@ -79,6 +79,6 @@ def refusals() -> Iterator[None]:
     """Ends the command with a sentence and exit code 2 where the data or the options do not serve."""
     try:
         yield
-    except ExportError as error:
+    except (ExportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -10,7 +10,7 @@ HuBERT is fine-tuned as it will be run, without the dropout and the masking of i
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,8 @@ SAVE_EVERY = 500
 VALIDATION_CLIPS = 8
 MODEL_FILE = "model.safetensors"
 TEMPLATES_FILE = "templates.npz"
+Loss = tuple[Tensor, dict[str, float]]
+"""A scalar and its parts."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,37 @@ def train_stage1(
     """Train (or go on training) in `folder`, to step `until` or the plan's end, and return the VQ-VAE."""
     torch.manual_seed(plan.seed)
     model = VQAutoencoder(data.config.vq)
-    run = runs.start(folder, model, plan.peak_rate)
+    run = runs.start(folder, model, plan.peak_rate, plan=plan)
+
+    def loss_of(recording: Recording, *_: object) -> Loss:
+        return stage1_loss(model, motion_of(data, recording))
+
+    def saved() -> None:
+        log_validation(run, [stage1_values(model, data, r) for r in validation_clips(data)])
+
+    _train(run, data, plan, plan.seed, until, loss_of, saved)
+    return model
+
+
+def _train(
+    run: runs.Run,
+    data: RecordedSet,
+    plan: ReleaseStage1 | ReleaseStage2,
+    seed: int,
+    until: int | None,
+    loss_of: Callable[[Recording, np.random.Generator, torch.Generator], Loss],
+    saved: Callable[[], None],
+) -> None:
+    """Steps of whole batches to `until` or the plan's end; `saved` is called whenever the state was."""
     since: list[dict[str, float]] = []
     last = min(until or plan.steps, plan.steps)
     while run.step < last:
-        random, _ = runs.generators(plan.seed, run.step)
+        random, generator = runs.generators(seed, run.step)
+        # Dropout draws from torch's own generator.
+        torch.manual_seed(int(random.integers(2**62)))
         loss = torch.zeros((), device=runs.device())
         for recording in chosen(data, plan.batch, random):
-            part, values = stage1_loss(model, motion_of(data, recording))
+            part, values = loss_of(recording, random, generator)
             loss = loss + part / plan.batch
             since.append(values)
         runs.update(run, loss, runs.learning_rate(run.step, plan.steps, plan.peak_rate))
@@ -88,11 +113,10 @@ def train_stage1(
             since = []
         if run.step % SAVE_EVERY == 0 or run.step == last:
             run.save()
-            log_validation(run, [stage1_values(model, data, r) for r in validation_clips(data)])
-    return model
+            saved()
 
 
-def stage1_loss(model: VQAutoencoder, motion: Tensor) -> tuple[Tensor, dict[str, float]]:
+def stage1_loss(model: VQAutoencoder, motion: Tensor) -> Loss:
     """L1 reconstruction, codebook and 0.25 commitment of one whole clip [1, L, 3V], and the parts."""
     decoded, codes = model(motion)
     reconstruction = F.l1_loss(decoded, motion)
@@ -123,26 +147,16 @@ def train_stage2(
     if isinstance(model.audio_encoder, HubertEncoder):
         model.audio_encoder.hubert.feature_extractor.requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    run = runs.start(folder, model, plan.peak_rate, [{"params": trained}])
-    since: list[dict[str, float]] = []
-    last = min(until or plan.steps, plan.steps)
-    while run.step < last:
-        random, generator = runs.generators(plan.seed + 1, run.step)
-        # Dropout draws from torch's own generator.
-        torch.manual_seed(int(random.integers(2**62)))
-        loss = torch.zeros((), device=runs.device())
-        for recording in chosen(data, plan.batch, random):
-            part, values = stage2_loss(model, data, recording, random, generator)
-            loss = loss + part / plan.batch
-            since.append(values)
-        runs.update(run, loss, runs.learning_rate(run.step, plan.steps, plan.peak_rate))
-        if run.step % REPORT_EVERY == 0 or run.step == last:
-            run.log(**mean_values(since))
-            since = []
-        if run.step % SAVE_EVERY == 0 or run.step == last:
-            run.save()
-            write_model(model, data, folder)
-            log_validation(run, stage2_validation(model, data))
+    run = runs.start(folder, model, plan.peak_rate, [{"params": trained}], plan)
+
+    def loss_of(recording: Recording, random: np.random.Generator, generator: torch.Generator) -> Loss:
+        return stage2_loss(model, data, recording, random, generator)
+
+    def saved() -> None:
+        write_model(model, data, folder)
+        log_validation(run, stage2_validation(model, data))
+
+    _train(run, data, plan, plan.seed + 1, until, loss_of, saved)
     return model
 
 
@@ -152,7 +166,7 @@ def stage2_loss(
     recording: Recording,
     random: np.random.Generator,
     generator: torch.Generator,
-) -> tuple[Tensor, dict[str, float]]:
+) -> Loss:
     """The loss of one crop of W frames (the whole clip where it is shorter), and its parts.
 
     The encoder sees [0; crop], so that token 0 is the start; every token is predicted from the true ones before
