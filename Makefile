@@ -7,7 +7,7 @@ TORCH_INDEX ?= $(shell $(PYTHON) -c "import urllib.request as u; u.urlopen('http
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
       $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-SOURCES := export.py run_mic.py export runtime training benchmarks tests
+SOURCES := export.py run_mic.py export runtime training benchmarks examples tests
 
 .PHONY: demo test lint bench clean
 

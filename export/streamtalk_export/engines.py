@@ -15,14 +15,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from streamtalk.cache import cache_directory, locked
-from streamtalk.cuda.driver import open_driver
+from streamtalk.cache import cache_directory, locked, remember, remembered
+from streamtalk.cuda.driver import Driver, open_driver
 from streamtalk.cuda.tensorrt import error_words
 from streamtalk.engine_file import RTX_HEADER_BYTES, read_rtx_header
 from streamtalk.errors import ModelError, StreamTalkError
@@ -37,11 +39,13 @@ from streamtalk.manifest import (
     sha256_of,
     verified,
 )
+from streamtalk.progress import progress
 from streamtalk_export.errors import ExportError
 
 Say = Callable[[str], None]
 Target = Literal["tensorrt", "tensorrt_rtx"]
 
+TIMINGS = "timings"
 DYNAMIC_SAMPLES = (3200, 32000, 960000)
 """Least, usual and most samples of a graph whose length is not fixed: the offline encoder, up to a minute."""
 
@@ -93,9 +97,12 @@ class Builder:
             raise ExportError(f"{target} {self.version} cannot parse {graph.file}: {_joined(errors)}")
         self._check_network(network, graph)
         config = self._config(network)
+        timings = Timings(config, self.timings_key) if self.family.needs_gpu else None
         plan = self._made(
             lambda: self.builder.build_serialized_network(network, config), f"cannot build {graph.file}"
         )
+        if timings:
+            timings.keep()
         file = source.with_suffix(f".{target}.engine")
         _write(file, plan)
         self._check_plan(file, graph)
@@ -111,10 +118,23 @@ class Builder:
             flags=("no_tf32", "strongly_typed"),
         )
 
+    @cached_property
+    def device(self) -> Driver:
+        """The GPU that classic TensorRT builds for. Raises ExportError."""
+        try:
+            return open_driver()
+        except StreamTalkError as error:
+            raise ExportError(str(error)) from error
+
+    @property
+    def timings_key(self) -> str:
+        """All that a measured time depends on."""
+        return f"{self.family.target} {self.version}; {self.device.description}"
+
     def capability_text(self) -> str:
         """What the engine's entry says: `any` for all that TensorRT-RTX knows, else numbers such as `75,86`."""
         if self.family.needs_gpu:
-            return _device_capability()
+            return str(self.device.compute_capability)
         return ",".join(map(str, self.capabilities)) or "any"
 
     def _capabilities(self, wanted: Sequence[int]) -> tuple[int, ...]:
@@ -205,6 +225,31 @@ class Builder:
             raise ExportError(f"{file.name} does not name {', '.join(missing)}.")
 
 
+class Timings:
+    """What classic TensorRT measured of its kernels on this device, kept from one build to the next.
+
+    Only saves time: nothing that fails here fails more. TensorRT refuses what another version or GPU measured. In
+    TensorRT-RTX these calls do nothing since 1.2.
+    """
+
+    def __init__(self, config: Any, key: str) -> None:
+        self._config, self._key = config, key
+        self._stored = remembered(TIMINGS, key)
+        for content in (self._stored, b""):
+            with suppress(Exception):  # the bindings raise several kinds without a common base
+                # Kept here: it must outlive the build.
+                self._cache = config.create_timing_cache(content)
+                if config.set_timing_cache(self._cache, False):
+                    return
+
+    def keep(self) -> None:
+        """Keep what was measured."""
+        with suppress(Exception):
+            content = bytes(memoryview(self._config.get_timing_cache().serialize()))
+            if content and content != self._stored:
+                remember(TIMINGS, self._key, content)
+
+
 def build_engines(
     directory: Path,
     graphs: dict[str, Graph],
@@ -221,7 +266,8 @@ def build_engines(
             if graph.precision != precision:
                 continue
             began = time.perf_counter()
-            engines.append(engine := builder.build(directory, name, graph))
+            with progress(f"Building {graph.file} for {target}"):
+                engines.append(engine := builder.build(directory, name, graph))
             size = (directory / engine.file).stat().st_size / 1e6
             say(f"{engine.file:40} {size:8.1f} MB  {time.perf_counter() - began:5.1f} s")
     return tuple(engines)
@@ -243,14 +289,6 @@ def _write(file: Path, plan: Any) -> None:
             raise ExportError(f"Writing {file} failed: {error.strerror or error}.") from error
     path.chmod(0o644)
     path.replace(file)
-
-
-def _device_capability() -> str:
-    """Compute capability of the GPU in use, such as `8.7` as `87`. Raises ExportError."""
-    try:
-        return str(open_driver().compute_capability)
-    except StreamTalkError as error:
-        raise ExportError(str(error)) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from time import perf_counter
 from types import TracebackType
 from typing import Protocol
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtalk.backends.slots import Slots
+from streamtalk.cuda.array import DeviceArray, device_vertices
 from streamtalk.errors import StreamError
 from streamtalk.identity import Speaker
 from streamtalk.noise import NoiseFn
@@ -121,6 +123,13 @@ class Batch:
             stream._voice.latency.add(milliseconds)
         return made
 
+    @property
+    def device_vertices(self) -> DeviceArray:
+        """The newest step's vertices [B, V, 3] on the GPU, see `DeviceArray`; rows of streams that were not in it mean
+        nothing. Raises BackendError on a CPU backend.
+        """
+        return device_vertices(self._slots)
+
     def close(self) -> None:
         """Close every stream and give the slots back. Closing twice is fine."""
         if not self._closed:
@@ -185,6 +194,13 @@ class BatchStream:
     def template(self) -> Float32:
         """The face at rest [V, 3] that this stream moves."""
         return self._voice.template
+
+    @cached_property
+    def device_vertices(self) -> DeviceArray:
+        """The newest frame's vertices [V, 3] on the GPU, see `DeviceArray`: the stream's row of the batch's. Raises
+        BackendError on a CPU backend.
+        """
+        return device_vertices(self._slots).row(self.slot)
 
     @property
     def delay_s(self) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -35,6 +36,23 @@ def replace_file(path: Path, content: bytes) -> None:
         if building:
             Path(building).unlink(missing_ok=True)
         raise OutputError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def remembered(kind: str, key: str) -> bytes:
+    """What `remember` kept; nothing where there is none or it cannot be read."""
+    with suppress(OSError):
+        return _place(kind, key).read_bytes()
+    return b""
+
+
+def remember(kind: str, key: str, content: bytes) -> None:
+    """Keep something that only saves time: where it cannot be written, it is not."""
+    with suppress(OutputError):
+        replace_file(_place(kind, key), content)
+
+
+def _place(kind: str, key: str) -> Path:
+    return cache_directory() / kind / f"{hashlib.sha256(key.encode()).hexdigest()}.bin"
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from streamtalk.output import Output
 from streamtalk.output.background import Background
 from streamtalk.output.film import ContactSheetOutput, Face, LiveOutput, VideoOutput
 from streamtalk.output.npz import NpzOutput
+from streamtalk.progress import progress
 from streamtalk.run import Report, Run
 from streamtalk.status import StatusLine, say
 from streamtalk.talker import Talker
@@ -155,7 +156,8 @@ def _run(arguments: argparse.Namespace) -> int:
     targets = [*arguments.out, *([arguments.contact_sheet] if arguments.contact_sheet else [])]
     if len({path.resolve() for path in targets}) < len(targets):
         raise UsageError("Two outputs have the same name; give each its own.")
-    talker = Talker.load(arguments.engine, arguments.backend, threads=arguments.threads)
+    with progress(f"Loading {arguments.engine}"):
+        talker = Talker.load(arguments.engine, arguments.backend, threads=arguments.threads)
     for name, reason in talker.choice.passed_over.items():
         if any(engine.backend == name for engine in talker.manifest.engines):
             say(f"{name} was passed over for {talker.backend}: {reason}")

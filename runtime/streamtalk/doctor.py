@@ -18,6 +18,7 @@ from streamtalk.backends import available
 from streamtalk.errors import ModelError
 from streamtalk.installed import Answer, Found, State, ask
 from streamtalk.manifest import Manifest, read_manifest, verified
+from streamtalk.progress import progress
 
 PROBE_S = 60.0
 """Time for a library to import; far above the slowest seen, because a cold disk may be slow."""
@@ -92,7 +93,9 @@ def examine(directory: Path) -> Iterator[Finding]:
         return
     yield _model(directory, manifest, machine)
     for name in available():
-        yield _backend(name, ask("load", str(directory), name, timeout_s=LOAD_S))
+        with progress(f"Loading {directory} on {name}"):
+            answer = ask("load", str(directory), name, timeout_s=LOAD_S)
+        yield _backend(name, answer)
 
 
 def verdict(directory: Path, findings: Sequence[Finding]) -> tuple[bool, str]:

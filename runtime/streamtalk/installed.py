@@ -186,8 +186,9 @@ def audio() -> Found:
 def load(directory: str, backend: str) -> Found:
     """Load an exported model on one backend, its trial hop and frame included."""
     began = perf_counter()
-    talker = Talker.load(directory, backend)
-    return {"description": talker.choice.backend.description, "load_s": round(perf_counter() - began, 2)}
+    choice = Talker.load(directory, backend).choice
+    times = {"first_frame_s": choice.first_frame_s, "load_s": perf_counter() - began}
+    return {"description": choice.backend.description, **{name: round(s, 2) for name, s in times.items()}}
 
 
 PROBES: dict[str, Callable[..., Found]] = {

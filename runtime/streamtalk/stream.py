@@ -10,6 +10,7 @@ from types import TracebackType
 import numpy.typing as npt
 
 from streamtalk.backends import Lane, LaneState
+from streamtalk.cuda.array import DeviceArray, device_vertices
 from streamtalk.voice import Float32, Frame, StreamState, StreamStats, Voice
 
 __all__ = ["Frame", "Snapshot", "Stream", "StreamState", "StreamStats"]
@@ -43,6 +44,11 @@ class Stream:
     def delay_s(self) -> float:
         """Seconds of audio that a frame waits for beyond its own time: the window's lookahead."""
         return self._voice.clock.delay_s
+
+    @property
+    def device_vertices(self) -> DeviceArray:
+        """The newest frame's vertices [V, 3] on the GPU, see `DeviceArray`. Raises BackendError on a CPU backend."""
+        return device_vertices(self._lane)
 
     def push(self, pcm: npt.ArrayLike) -> Iterator[Frame]:
         """Take audio and return the frames that are ready.

@@ -34,11 +34,22 @@ class Talker:
     blendshapes: Blendshapes | None = None
 
     @classmethod
-    def load(cls, directory: str | Path, backend: str = AUTO, *, threads: int | None = None) -> Talker:
+    def load(
+        cls,
+        directory: str | Path,
+        backend: str = AUTO,
+        *,
+        threads: int | None = None,
+        download: bool = True,
+    ) -> Talker:
         """Load what `export.py` wrote to `directory`, after every file's hash was checked.
 
         `backend` is a name (see `streamtalk.backends.available`) or "auto": the first that works. `threads`
         is the number of CPU threads of a graph run; None means the usable cores, at most 4.
+
+        With `download` False, which takes a GPU backend, vertices stay where they are made: `device_vertices` of a
+        stream or batch has them, `frame.vertices` is [0, 3], there are no blendshapes, and nobody waits for a frame:
+        it is there when `device_vertices` says so.
 
         Raises ModelError (missing, corrupt or of another version), BackendError, MissingDependencyError,
         UsageError.
@@ -46,10 +57,9 @@ class Talker:
         directory = Path(directory)
         manifest = read_manifest(directory)
         identity = read_identity(directory, manifest)
-        shapes = read_blendshapes(directory, manifest)
-        return cls(
-            manifest, identity, choose(backend, directory, manifest, identity, Options(threads)), shapes
-        )
+        shapes = read_blendshapes(directory, manifest) if download else None
+        choice = choose(backend, directory, manifest, identity, Options(threads, download))
+        return cls(manifest, identity, choice, shapes)
 
     @property
     def backend(self) -> str:

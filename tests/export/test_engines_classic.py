@@ -45,6 +45,8 @@ class Library(ModuleType):
         library = self
         self.__version__ = "10.3.0"
         self.told: list[Any] = []
+        self.measured: list[bytes] = []
+        self.broken = False
         self.inputs = [node(PCM, Kind.FLOAT), node(POSITION, Kind.INT64)]
         self.outputs = [node(FEATURES, Kind.FLOAT)]
         self.DataType = Kind
@@ -55,7 +57,30 @@ class Library(ModuleType):
         class Logger:
             Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING")
 
+        class Timings:
+            def __init__(self, content: bytes) -> None:
+                self.content = content
+
+            def serialize(self) -> bytes:
+                return self.content + b"+"
+
         class Config:
+            timings: Timings
+
+            def create_timing_cache(self, content: bytes) -> Timings:
+                library.measured.append(content)
+                if library.broken:
+                    raise RuntimeError("no timings today")
+                return Timings(content)
+
+            def set_timing_cache(self, cache: Timings, ignore_mismatch: bool) -> bool:
+                assert not ignore_mismatch
+                self.timings = cache
+                return not cache.content.startswith(b"foreign")
+
+            def get_timing_cache(self) -> Timings:
+                return self.timings
+
             def clear_flag(self, flag: str) -> None:
                 library.told.append(("clear", flag))
 
@@ -112,7 +137,9 @@ class Library(ModuleType):
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     (tmp_path / "g.onnx").write_bytes(b"a graph")
-    monkeypatch.setattr(engines, "open_driver", lambda: SimpleNamespace(compute_capability=87))
+    monkeypatch.setenv("STREAMTALK_CACHE", str(tmp_path / "cache"))
+    device = SimpleNamespace(compute_capability=87, description="Orin")
+    monkeypatch.setattr(engines, "open_driver", lambda: device)
 
     def install(library: Library) -> Builder:
         monkeypatch.setitem(sys.modules, "tensorrt", library)
@@ -152,7 +179,7 @@ def test_the_librarys_own_words(library: Library, sentence: str, use: Any, tmp_p
     with pytest.raises(ExportError) as caught:
         use(library).build(tmp_path, "g.fp16", GRAPH)
     assert sentence in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["g.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g.onnx"]
 
 
 def test_a_network_that_is_not_the_graph_is_refused(use: Any, tmp_path: Path) -> None:
@@ -175,3 +202,35 @@ def test_it_builds_for_the_gpu_at_hand_only(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "tensorrt", Library())
     with pytest.raises(ExportError, match="is for tensorrt_rtx"):
         Builder("tensorrt", (86,))
+
+
+def test_what_was_measured_is_kept(use: Any, tmp_path: Path) -> None:
+    library = Library()
+    for _ in range(2):
+        use(library).build(tmp_path, "g.fp16", GRAPH)
+    assert library.measured == [b"", b"+"]
+    (file,) = (tmp_path / "cache" / "timings").iterdir()
+    assert file.read_bytes() == b"++"
+    library.__version__ = "10.16.0"
+    use(library).build(tmp_path, "g.fp16", GRAPH)
+    assert library.measured == [b"", b"+", b""]
+
+
+def test_what_another_gpu_measured_is_not_used(use: Any, tmp_path: Path) -> None:
+    library = Library()
+    use(library).build(tmp_path, "g.fp16", GRAPH)
+    (file,) = (tmp_path / "cache" / "timings").iterdir()
+    file.write_bytes(b"foreign")
+    library.measured.clear()
+    use(library).build(tmp_path, "g.fp16", GRAPH)
+    assert library.measured == [b"foreign", b""]
+    assert file.read_bytes() == b"+"
+
+
+def test_timings_that_cannot_be_kept_cost_nothing_else(use: Any, tmp_path: Path) -> None:
+    library = Library()
+    (tmp_path / "cache").touch()
+    use(library).build(tmp_path, "g.fp16", GRAPH)
+    library.broken = True
+    engine = use(library).build(tmp_path, "g.fp16", GRAPH)
+    assert (tmp_path / engine.file).read_bytes() == PLAN

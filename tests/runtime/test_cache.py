@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from streamtalk import OutputError
-from streamtalk.cache import cache_directory, locked, replace_file
+from streamtalk.cache import cache_directory, locked, remember, remembered, replace_file
 
 HOLDER = """
 import sys, time
@@ -64,3 +64,20 @@ def test_a_lock_holds_between_processes_and_falls_with_its_holder(tmp_path: Path
         holder.wait()
         with locked(path):
             pass
+
+
+def test_what_only_saves_time_never_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STREAMTALK_CACHE", str(tmp_path / "cache"))
+    assert remembered("kernels", "a") == b""
+    for content in (b"old", b"new"):
+        remember("kernels", "a", content)
+        remember("kernels", "b", b"another")
+        assert (remembered("kernels", "a"), remembered("timings", "a")) == (content, b"")
+    (file, _) = (tmp_path / "cache" / "kernels").iterdir()
+    file.unlink()
+    file.mkdir()
+    (tmp_path / "cache" / "timings").touch()
+    for kind in ("kernels", "timings"):
+        for key in ("a", "b", "c"):
+            remember(kind, key, b"more")
+            remembered(kind, key)

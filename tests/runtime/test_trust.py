@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from streamtalk import BackendError, ModelError, Talker, backends
 from streamtalk.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from streamtalk.manifest import FILE_NAME, Asset, Manifest, read_manifest, sha256_of
 from streamtalk.trust import Limits, ProbeData, measure, read_probe, trust
-from tests.runtime.cuda.fake import FakeGpu
+from tests.runtime.cuda.fake import fake_gpu
 from tests.runtime.toy import Toy
 
 FRAMES = 12
@@ -68,17 +69,17 @@ def model(engine: Path, toy: Toy, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def gpu(model: Path) -> Iterator[FakeGpu]:
-    yield FakeGpu(model, read_manifest(model))
+def gpu(model: Path) -> Iterator[Any]:
+    yield fake_gpu(model, read_manifest(model))
 
 
-def launches(gpu: FakeGpu) -> int:
-    count = gpu.driver.calls.count("launch")
+def launches(gpu: Any) -> int:
+    count: int = gpu.driver.calls.count("launch")
     gpu.driver.calls.clear()
     return count
 
 
-def test_what_passes_is_remembered(gpu: FakeGpu, model: Path, memory: Path) -> None:
+def test_what_passes_is_remembered(gpu: Any, model: Path, memory: Path) -> None:
     trust(gpu, model, gpu.manifest)
     assert launches(gpu) >= FRAMES
     trust(gpu, model, gpu.manifest)
@@ -88,16 +89,15 @@ def test_what_passes_is_remembered(gpu: FakeGpu, model: Path, memory: Path) -> N
     assert gpu.driver.memory == {}
 
 
-def test_another_library_driver_or_device_is_another_question(gpu: FakeGpu, model: Path) -> None:
+def test_another_library_driver_or_device_is_another_question(gpu: Any, model: Path) -> None:
     trust(gpu, model, gpu.manifest)
     launches(gpu)
-    gpu.fingerprint = "fake 2"
-    trust(gpu, model, gpu.manifest)
+    trust(replace(gpu, fingerprint="fake 2"), model, gpu.manifest)
     assert launches(gpu) >= FRAMES
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
-def test_a_damaged_memory_is_measured_again(content: bytes, gpu: FakeGpu, model: Path, memory: Path) -> None:
+def test_a_damaged_memory_is_measured_again(content: bytes, gpu: Any, model: Path, memory: Path) -> None:
     trust(gpu, model, gpu.manifest)
     launches(gpu)
     (result,) = memory.glob("*.json")
@@ -108,7 +108,7 @@ def test_a_damaged_memory_is_measured_again(content: bytes, gpu: FakeGpu, model:
 
 @pytest.mark.parametrize("shift", [1e-5, np.nan])
 def test_what_misses_is_refused_every_time(shift: float, model: Path, toy: Toy, memory: Path) -> None:
-    gpu = FakeGpu(model, add_probe(model, toy, shift))
+    gpu = fake_gpu(model, add_probe(model, toy, shift))
     for _ in range(2):
         with pytest.raises(BackendError, match=r"a fake GPU does not reproduce the model: vertex error p99"):
             trust(gpu, model, gpu.manifest)
@@ -119,12 +119,12 @@ def test_the_measure_is_the_largest_distance(model: Path, toy: Toy) -> None:
     manifest = add_probe(model, toy, 0.25)
     probe = read_probe(model, manifest)
     assert probe is not None
-    p99, largest = measure(FakeGpu(model, manifest), manifest, probe)
+    p99, largest = measure(fake_gpu(model, manifest), manifest, probe)
     assert p99 == pytest.approx(0.25 * 3**0.5, rel=1e-5)
     assert largest == pytest.approx(0.25 * 3**0.5, rel=1e-5)
 
 
-def test_a_missing_or_damaged_probe(gpu: FakeGpu, model: Path) -> None:
+def test_a_missing_or_damaged_probe(gpu: Any, model: Path) -> None:
     without = msgspec.structs.replace(gpu.manifest, probe=None)
     with pytest.raises(BackendError, match="has no probe"):
         trust(gpu, model, without)
@@ -140,7 +140,7 @@ def test_a_missing_or_damaged_probe(gpu: FakeGpu, model: Path) -> None:
 
 
 def test_a_memory_that_cannot_be_written_costs_a_probe_at_every_start(
-    gpu: FakeGpu, model: Path, memory: Path
+    gpu: Any, model: Path, memory: Path
 ) -> None:
     memory.parent.parent.mkdir(exist_ok=True)
     memory.parent.touch()
@@ -150,8 +150,8 @@ def test_a_memory_that_cannot_be_written_costs_a_probe_at_every_start(
 
 
 def test_auto_falls_to_the_next_backend(model: Path, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fake(directory: Path, manifest: Manifest, _: Any) -> FakeGpu:
-        return FakeGpu(directory, manifest)
+    def fake(directory: Path, manifest: Manifest, _: Any) -> Any:
+        return fake_gpu(directory, manifest)
 
     cpu = {"onnxruntime-cpu": backends.LOADERS["onnxruntime-cpu"]}
     monkeypatch.setattr(backends, "LOADERS", {"fake": fake, **cpu})
@@ -165,8 +165,8 @@ def test_auto_falls_to_the_next_backend(model: Path, toy: Toy, monkeypatch: pyte
 
 
 def test_a_whole_stream_on_the_fake_gpu_is_the_cpus(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fake(directory: Path, manifest: Manifest, _: Any) -> FakeGpu:
-        return FakeGpu(directory, manifest)
+    def fake(directory: Path, manifest: Manifest, _: Any) -> Any:
+        return fake_gpu(directory, manifest)
 
     cpu = {"onnxruntime-cpu": backends.LOADERS["onnxruntime-cpu"]}
     monkeypatch.setattr(backends, "LOADERS", {"fake": fake, **cpu})

@@ -22,21 +22,14 @@ from numpy.typing import NDArray
 from streamtalk import StreamTalkError, Talker
 from streamtalk_export.errors import ExportError
 from streamtalk_training import report, stress
+from streamtalk_training.aligner import aligned, aligner_installed, known, words
 from streamtalk_training.clips import SAMPLE_RATE, Clip, frame_count, with_silences
 from streamtalk_training.coarticulation import Style, arkit_weights, mouth_controls
 from streamtalk_training.comparison import film
 from streamtalk_training.corpus import load_split
 from streamtalk_training.face import load_face
 from streamtalk_training.face_source import DEFAULT_CACHE
-from streamtalk_training.real_speech import (
-    RecordingsError,
-    Spoken,
-    aligned,
-    aligner_installed,
-    known,
-    load_recordings,
-    words,
-)
+from streamtalk_training.real_speech import RecordingsError, Spoken, load_recordings
 from streamtalk_training.scores import Figures, Pair, Speech, agreement, pairs, speech_scores, split_scores
 from streamtalk_training.setup import RECORDED_NOTE, recorded_asked_for
 from streamtalk_training.streaming import Reader, exported

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 
 from streamtalk.backends import onnxruntime_cpu, onnxruntime_cuda, tensorrt
 from streamtalk.backends.contract import check_manifest
 from streamtalk.backends.protocol import Backend, Lane, LaneState
+from streamtalk.cuda.backend import CudaBackend
 from streamtalk.errors import BackendError, MissingDependencyError, ModelError, UsageError
 from streamtalk.identity import Identity
 from streamtalk.manifest import Manifest
@@ -20,6 +22,7 @@ from streamtalk.trust import trust
 __all__ = ["AUTO", "Backend", "Choice", "Lane", "LaneState", "Options", "available", "choose"]
 
 AUTO = "auto"
+REFERENCE = onnxruntime_cpu.NAME
 MOST_THREADS = 64
 """A mistyped number of threads must not take the machine down."""
 
@@ -27,10 +30,11 @@ MOST_THREADS = 64
 @dataclass(frozen=True)
 class Options:
     """What a caller may set. `threads`: CPU threads of one graph run; None means the machine's cores, at
-    most 4.
+    most 4. `download`: whether vertices come to the host; False needs a GPU backend.
     """
 
     threads: int | None = None
+    download: bool = True
 
     def cpu_threads(self) -> int:
         """The number of CPU threads to use. Raises UsageError."""
@@ -43,29 +47,38 @@ class Options:
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend taken, and why those before it in the order of preference were not: `{name: reason}`."""
+    """The backend taken, and why those before it in the order of preference were not: `{name: reason}`.
+
+    `first_frame_s` is how long it took from nothing to its first frame: the libraries, the engines, what they
+    compile at their first run. The probe that a GPU must pass on its very first load comes on top.
+    """
 
     backend: Backend
     passed_over: dict[str, str]
+    first_frame_s: float = 0.0
 
 
 Loader = Callable[[Path, Manifest, Options], Backend]
 
 
 def _load_onnxruntime_cpu(directory: Path, manifest: Manifest, options: Options) -> Backend:
+    if not options.download:
+        raise BackendError(
+            f"{onnxruntime_cpu.NAME} makes vertices in host memory: download=False needs a GPU backend."
+        )
     return onnxruntime_cpu.OnnxRuntimeCpu(directory, manifest, options.cpu_threads())
 
 
 def _load_onnxruntime_cuda(directory: Path, manifest: Manifest, _: Options) -> Backend:
-    return onnxruntime_cuda.OnnxRuntimeCuda(directory, manifest)
+    return onnxruntime_cuda.load(directory, manifest)
 
 
 def _load_tensorrt(directory: Path, manifest: Manifest, _: Options) -> Backend:
-    return tensorrt.TensorRt(tensorrt.CLASSIC, directory, manifest)
+    return tensorrt.load(tensorrt.CLASSIC, directory, manifest)
 
 
 def _load_tensorrt_rtx(directory: Path, manifest: Manifest, _: Options) -> Backend:
-    return tensorrt.TensorRt(tensorrt.RTX, directory, manifest)
+    return tensorrt.load(tensorrt.RTX, directory, manifest)
 
 
 # In order of preference: `auto` takes the first that works.
@@ -92,25 +105,29 @@ def choose(name: str, directory: Path, manifest: Manifest, identity: Identity, o
     if name not in (AUTO, *LOADERS):
         raise UsageError(f"No backend {name!r} in this version. There are: {', '.join((AUTO, *LOADERS))}.")
     check_manifest(manifest)
-    if name != AUTO:
-        return Choice(_load(name, directory, manifest, identity, options), {})
     passed_over: dict[str, str] = {}
-    for candidate in LOADERS:
+    for candidate in LOADERS if name == AUTO else (name,):
         try:
-            return Choice(_load(candidate, directory, manifest, identity, options), passed_over)
-        except (BackendError, MissingDependencyError) as error:
+            choice = _load(candidate, directory, manifest, identity, options)
+            return replace(choice, passed_over=passed_over)
+        except (BackendError, MissingDependencyError, ModelError) as error:
+            # Wrong files of the reference are wrong for every backend; an engine's own are one reason to pass it over.
+            if name != AUTO or (candidate == REFERENCE and isinstance(error, ModelError)):
+                raise
             passed_over[candidate] = str(error)
     reasons = " ".join(f"{candidate}: {reason}" for candidate, reason in passed_over.items())
     raise BackendError(f"No backend can run this model here. {reasons}")
 
 
-def _load(name: str, directory: Path, manifest: Manifest, identity: Identity, options: Options) -> Backend:
+def _load(name: str, directory: Path, manifest: Manifest, identity: Identity, options: Options) -> Choice:
+    began = perf_counter()
     backend = LOADERS[name](directory, manifest, options)
     lane = backend.lane(identity.styles[0], identity.templates[0], identity.start_latent)
     try:
         lane.encode()
         lane.frame(0)
         finite = bool(np.isfinite(lane.vertices()).all())
+        first_frame_s = perf_counter() - began
     finally:
         lane.close()
     if not finite:
@@ -119,7 +136,9 @@ def _load(name: str, directory: Path, manifest: Manifest, identity: Identity, op
         raise kind(f"{directory} gives vertices that are not finite on {name}. Export again.")
     if backend.fingerprint is not None:
         trust(backend, directory, manifest)
-    return backend
+    if not options.download and isinstance(backend, CudaBackend):
+        backend = replace(backend, download=False)
+    return Choice(backend, {}, first_frame_s)
 
 
 def _usable_cores() -> int:

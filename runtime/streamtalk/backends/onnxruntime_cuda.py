@@ -1,7 +1,7 @@
 """The graphs in onnxruntime on an NVIDIA GPU, where no TensorRT runs.
 
 onnxruntime captures its own CUDA graphs, one for each number it is given, so its runs stay outside the lane's
-capture: a frame is one upload, one graph launch and one download that follow each other on one stream.
+capture: a frame is an upload, a graph launch and a download, one after the other.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import Any
 
 from streamtalk.backends.contract import compare, declared
 from streamtalk.backends.onnxruntime_cpu import first_line, tensors_of
-from streamtalk.backends.protocol import Float32
+from streamtalk.cuda.backend import CudaBackend
 from streamtalk.cuda.driver import Driver, Handle, open_driver
-from streamtalk.cuda.lane import CudaLane
 from streamtalk.engine_file import PRECISIONS
 from streamtalk.errors import BackendError, MissingDependencyError
 from streamtalk.manifest import AUDIO_ENCODER, FRAME, Graph, Manifest, graph_key, verified
@@ -25,38 +24,37 @@ NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
 
 
-class OnnxRuntimeCuda:
-    """Sessions of the audio encoder and the frame graph on one GPU."""
-
-    name = NAME
-
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
-        runtime = _onnxruntime()
-        self._driver: Driver = open_driver()
-        self._manifest = manifest
-        self.precision = next(p for p in PRECISIONS if graph_key(FRAME, p) in manifest.graphs)
-        encoder, frame = (manifest.graphs[graph_key(n, self.precision)] for n in (AUDIO_ENCODER, FRAME))
-        self._encoder = CudaSession(runtime, directory, encoder, self._driver)
-        self._frame = CudaSession(runtime, directory, frame, self._driver)
-        self.description = f"onnxruntime {runtime.__version__}, {self.precision}, {self._driver.description}"
-        self.fingerprint = f"{self.description}; {encoder.sha256}, {frame.sha256}"
-
-    def lane(self, style: Float32, template: Float32, start_latent: Float32) -> CudaLane:
-        """Take everything that one voice needs on the device."""
-        return CudaLane(
-            self._driver, self._encoder, self._frame, self._manifest, style, template, start_latent
+def load(directory: Path, manifest: Manifest) -> CudaBackend:
+    """Sessions of the audio encoder and the frame graph, on one GPU. Raises BackendError, MissingDependencyError and
+    ModelError.
+    """
+    runtime = _onnxruntime()
+    driver = open_driver()
+    if not driver.primary:
+        raise BackendError(
+            f"{NAME} works in the GPU's primary context only, and another one is current: with PyCUDA import "
+            "pycuda.autoprimaryctx, or use a TensorRT backend."
         )
+    precision = next(p for p in PRECISIONS if graph_key(FRAME, p) in manifest.graphs)
+    graphs = [manifest.graphs[graph_key(name, precision)] for name in (AUDIO_ENCODER, FRAME)]
+    encoder, frame = (CudaSession(runtime, directory, graph, driver) for graph in graphs)
+    description = f"onnxruntime {runtime.__version__}, {precision}, {driver.description}"
+    fingerprint = f"{description}; {graphs[0].sha256}, {graphs[1].sha256}"
+    return CudaBackend(NAME, description, fingerprint, precision, driver, encoder, frame, manifest)
 
 
 class CudaSession:
-    """See `engine.DeviceEngine`: a session on its own stream, which all its runs share."""
+    """See `engine.DeviceEngine`: a session on a stream of its own, which all its runs share.
+
+    onnxruntime captures on that stream in CUDA's global mode, so nothing else may ever be put on it: a copy of another
+    lane's would become part of the captured graph.
+    """
 
     capturable = False
 
     def __init__(self, runtime: Any, directory: Path, graph: Graph, driver: Driver) -> None:
         self.runtime, self.graph, self.driver = runtime, graph, driver
         self.stream: Handle = driver.stream()
-        # Runs of one session that capture or replay must not overlap.
         self.lock = Lock()
         self.numbers = itertools.count(1)
         for name, sha256 in graph.files.items():
@@ -64,6 +62,7 @@ class CudaSession:
         options = runtime.SessionOptions()
         options.log_severity_level = 3
         provider = {
+            "device_id": str(driver.device),
             "user_compute_stream": str(int(self.stream)),
             "enable_cuda_graph": "1",
             # TF32 has float16's mantissa: left on, it would undo every float32 island.
@@ -90,7 +89,7 @@ class CudaSession:
         io = self.session.io_binding()
         for tensors, bound in ((self.graph.inputs, io.bind_input), (self.graph.outputs, io.bind_output)):
             for t in tensors:
-                bound(t.name, "cuda", 0, t.dtype, list(t.shape), addresses[t.name])
+                bound(t.name, "cuda", self.driver.device, t.dtype, list(t.shape), addresses[t.name])
         run = CudaSessionRun(self, io, next(self.numbers))
         # One to allocate, one to capture, one to replay: whatever fails does so here.
         for _ in range(3):
@@ -100,7 +99,11 @@ class CudaSession:
 
 
 class CudaSessionRun:
-    """A binding with its own captured graph."""
+    """A binding with its own captured graph, ordered with the lane's stream by two events.
+
+    onnxruntime keeps captured graphs by thread: a lane that is used in another thread than it was opened in captures
+    again there, in its first frames.
+    """
 
     def __init__(self, session: CudaSession, io: Any, number: int) -> None:
         self._session, self._io = session, io
@@ -109,19 +112,27 @@ class CudaSessionRun:
         # The lane waits with an event that sleeps; without this the run would wait by spinning.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
+        self._asked, self._answered = session.driver.event(), session.driver.event()
+
     def enqueue(self, stream: Handle) -> None:
-        """Put one run on the session's stream, which is the lane's."""
-        del stream
-        session = self._session
+        """Put one run on the session's stream, after what is on `stream` and before what comes there."""
+        session, driver = self._session, self._session.driver
+        driver.record(self._asked, stream)
         try:
             with session.lock:
+                driver.wait(session.stream, self._asked)
                 session.session.run_with_iobinding(self._io, self._options)
+                driver.record(self._answered, session.stream)
+        except BackendError:
+            raise
         except Exception as error:  # onnxruntime's own errors share no base class
             raise BackendError(f"onnxruntime failed on the GPU: {first_line(error)}") from error
+        driver.wait(stream, self._answered)
 
     def close(self) -> None:
         """Let the binding go; onnxruntime keeps the captured graph as long as the session."""
         self._io = None
+        self._session.driver.discard([self._asked, self._answered])
 
 
 def _onnxruntime() -> Any:

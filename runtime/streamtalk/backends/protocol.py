@@ -67,10 +67,13 @@ class Lane(Protocol):
 class Backend(Protocol):
     """Loaded graphs, shared by any number of lanes and never changed."""
 
-    name: str
-    """The name it is asked for by, such as `onnxruntime-cpu`."""
-    description: str
-    """What actually runs, for people: library version, device, threads."""
+    @property
+    def name(self) -> str:
+        """The name it is asked for by, such as `onnxruntime-cpu`."""
+
+    @property
+    def description(self) -> str:
+        """What actually runs, for people: library version, device, threads."""
 
     @property
     def fingerprint(self) -> str | None:

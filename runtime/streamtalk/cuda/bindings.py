@@ -1,15 +1,18 @@
 """The driver protocol on NVIDIA's cuda-bindings.
 
 Chosen over PyCUDA because it wraps CUDA graphs, comes as wheels for every platform, and lets go of the GIL in calls.
-The runtime API is used: it takes the calling thread's current context, PyCUDA's too, or else the device's primary
-one, so that lanes work from any thread.
+The runtime API is used, which works in the calling thread's current context; the driver API only to find that
+context and to make it current in other threads. Waits are for events with blocking synchronisation: the thread
+sleeps whatever the context's own scheduling flags, which belong to the process and are left alone.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,8 @@ from streamtalk.errors import BackendError, MissingDependencyError
 
 OUT_OF_DATE = 35
 NO_DEVICE = 100
+DLPACK_CUDA = 2
+NOTHING = nullcontext()
 
 
 class CudaDriver:
@@ -27,13 +32,24 @@ class CudaDriver:
     def __init__(self) -> None:
         try:
             self._cuda: Any = importlib.import_module("cuda.bindings.runtime")
+            self._api: Any = importlib.import_module("cuda.bindings.driver")
         except ImportError as error:
             raise MissingDependencyError(
                 f"CUDA backends need the package cuda-bindings: pip install 'streamtalk[cuda]'. ({error})"
             ) from error
         cuda = self._cuda
+        self._thread = threading.local()
         self._require_gpu()
+        self._context = self._call(self._api.cuCtxGetCurrent)
         device = self._call(cuda.cudaGetDevice)
+        if not int(self._context):
+            # The thread has none: this makes the primary one current, as any call of the runtime API would.
+            self._call(cuda.cudaSetDevice, device)
+            self._call(cuda.cudaFree, 0)
+            self._context = self._call(self._api.cuCtxGetCurrent)
+        self.device = int(device)
+        self.dlpack_device = (DLPACK_CUDA, self.device)
+        self.primary = self._is_primary()
         attribute = cuda.cudaDeviceAttr
         major = self._call(cuda.cudaDeviceGetAttribute, attribute.cudaDevAttrComputeCapabilityMajor, device)
         minor = self._call(cuda.cudaDeviceGetAttribute, attribute.cudaDevAttrComputeCapabilityMinor, device)
@@ -43,6 +59,25 @@ class CudaDriver:
         text = name.decode() if isinstance(name, bytes) else str(name)
         text = text.rstrip("\0")
         self.description = f"{text}, driver for CUDA {version // 1000}.{version % 1000 // 10}"
+
+    def current(self) -> AbstractContextManager[None]:
+        if not getattr(self._thread, "told", False):
+            # By default a capture in another thread, such as onnxruntime's or torch's, forbids this one to wait or
+            # to allocate.
+            mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+            self._call(self._cuda.cudaThreadExchangeStreamCaptureMode, mode)
+            self._thread.told = True
+        if int(self._call(self._api.cuCtxGetCurrent)) == int(self._context):
+            return NOTHING
+        return self._pushed()
+
+    @contextmanager
+    def _pushed(self) -> Iterator[None]:
+        self._call(self._api.cuCtxPushCurrent, self._context)
+        try:
+            yield
+        finally:
+            self._call(self._api.cuCtxPopCurrent)
 
     def device_memory(self, size: int) -> int:
         return int(self._call(self._cuda.cudaMalloc, size))
@@ -76,6 +111,29 @@ class CudaDriver:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self._call(self._cuda.cudaMemcpyAsync, target, source, size, kind, stream)
 
+    def copy_rows(
+        self,
+        target: int,
+        target_pitch: int,
+        source: int,
+        source_pitch: int,
+        width: int,
+        rows: int,
+        stream: Handle,
+    ) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call(
+            self._cuda.cudaMemcpy2DAsync,
+            target,
+            target_pitch,
+            source,
+            source_pitch,
+            width,
+            rows,
+            kind,
+            stream,
+        )
+
     def clear(self, target: int, size: int, stream: Handle) -> None:
         self._call(self._cuda.cudaMemsetAsync, target, 0, size, stream)
 
@@ -89,7 +147,13 @@ class CudaDriver:
         self._call(self._cuda.cudaEventSynchronize, event)
 
     def drain(self, stream: Handle) -> None:
-        self._call(self._cuda.cudaStreamSynchronize, stream)
+        # Synchronising with the stream itself would spin, by the context's default.
+        event = self.event()
+        try:
+            self.record(event, stream)
+            self.synchronize(event)
+        finally:
+            self.discard([event])
 
     def capture(self, stream: Handle, enqueue: Callable[[], None]) -> Handle:
         cuda = self._cuda
@@ -134,6 +198,17 @@ class CudaDriver:
         if int(error):
             raise BackendError(f"CUDA does not start: {self._words(error)}.")
 
+    def _is_primary(self) -> bool:
+        """Whether the context is its device's primary one; asking makes none."""
+        api = self._api
+        device = self._call(api.cuDeviceGet, self.device)
+        error, _, active = api.cuDevicePrimaryCtxGetState(device)
+        if int(error) or not active:
+            return False
+        primary = self._call(api.cuDevicePrimaryCtxRetain, device)
+        self._call(api.cuDevicePrimaryCtxRelease, device)
+        return int(primary) == int(self._context)
+
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call CUDA; returns its one result, or None. Raises BackendError."""
         error, *results = function(*arguments)
@@ -142,5 +217,8 @@ class CudaDriver:
         return results[0] if results else None
 
     def _words(self, error: Any) -> str:
-        _, text = self._cuda.cudaGetErrorString(error)
+        if isinstance(error, self._api.CUresult):
+            _, text = self._api.cuGetErrorString(error)
+        else:
+            _, text = self._cuda.cudaGetErrorString(error)
         return text.decode() if isinstance(text, bytes) else str(text)

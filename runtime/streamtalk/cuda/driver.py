@@ -6,6 +6,7 @@ Pointers, streams, events and graphs are integers or opaque values that only the
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,12 +18,23 @@ Handle = Any
 
 
 class Driver(Protocol):
-    """One GPU. Every call may raise BackendError with CUDA's own words; copies are asynchronous on a stream."""
+    """One context on one GPU. Every call may raise BackendError with CUDA's own words; copies are asynchronous on
+    a stream. Calls are made where the context is current: see `current`.
+    """
 
     description: str
     """The device, for people, such as `NVIDIA GeForce RTX 4090, driver 12.6`."""
     compute_capability: int
     """86 for 8.6."""
+    device: int
+    """Number of the GPU in this process."""
+    primary: bool
+    """Whether the context is the GPU's primary one, which all users of the runtime API share."""
+    dlpack_device: tuple[int, int]
+    """The device as DLPack names it: kind and number."""
+
+    def current(self) -> AbstractContextManager[None]:
+        """Make the context the calling thread's, where it is not, and undo that at the end. Cheap; may be nested."""
 
     def device_memory(self, size: int) -> int:
         """Address of `size` bytes on the device, aligned to 256."""
@@ -48,6 +60,18 @@ class Driver(Protocol):
     def copy(self, target: int, source: int, size: int, stream: Handle) -> None:
         """Copy device to device."""
 
+    def copy_rows(
+        self,
+        target: int,
+        target_pitch: int,
+        source: int,
+        source_pitch: int,
+        width: int,
+        rows: int,
+        stream: Handle,
+    ) -> None:
+        """Copy device to device: `rows` rows of `width` bytes, whose starts are the pitches apart."""
+
     def clear(self, target: int, size: int, stream: Handle) -> None:
         """Set bytes to zero."""
 
@@ -61,7 +85,7 @@ class Driver(Protocol):
         """Wait for the event's newest mark. An event never recorded counts as past."""
 
     def drain(self, stream: Handle) -> None:
-        """Wait until the stream is empty."""
+        """Wait until the stream is empty; the thread sleeps."""
 
     def capture(self, stream: Handle, enqueue: Callable[[], None]) -> Handle:
         """Record what `enqueue` puts on the stream as a graph, without running it."""
@@ -74,7 +98,8 @@ class Driver(Protocol):
 
 
 def open_driver() -> Driver:
-    """CUDA through cuda-bindings, on the thread's current or else the first device.
+    """CUDA through cuda-bindings, in the context that is current to the calling thread, such as PyCUDA's, or else
+    the primary one of the thread's device. No context is made where there is one.
 
     Raises MissingDependencyError without the package, BackendError without a driver or a GPU.
     """

@@ -31,8 +31,6 @@ class DeviceEngine(Protocol):
     graph: Graph
     capturable: bool
     """Whether `enqueue` may be captured into a CUDA graph; False where the engine captures by itself."""
-    stream: Handle | None
-    """The one stream that it runs on, or None where any will do."""
 
     def bind(self, addresses: Mapping[str, int], stream: Handle) -> Run:
         """Prepare a run on tensors at these device addresses, by name; it has run once to warm up."""

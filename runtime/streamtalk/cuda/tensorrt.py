@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from streamtalk.backends.contract import Tensors, compare, declared
+from streamtalk.cache import remember, remembered
 from streamtalk.cuda.driver import Driver, Handle
 from streamtalk.engine_file import Fit
 from streamtalk.errors import BackendError, MissingDependencyError
@@ -16,6 +18,7 @@ INSTALL = {
     "tensorrt": "pip install 'streamtalk[tensorrt]', or on a Jetson use JetPack's own package",
     "tensorrt_rtx": "pip install 'streamtalk[rtx]'",
 }
+KIND = "compiled"
 DTYPES = {"FLOAT": "float32", "INT64": "int64", "BOOL": "bool"}
 
 
@@ -54,7 +57,8 @@ class Library:
         want_inputs, want_outputs = declared(fit.graph)
         compare(f"The inputs of {fit.path}", want_inputs, got_inputs)
         compare(f"The outputs of {fit.path}", want_outputs, got_outputs)
-        return TensorRtEngine(self, engine, fit.graph, driver)
+        key = f"{self.name} {self.version}; {driver.description}; {fit.engine.sha256}"
+        return TensorRtEngine(self, engine, fit.graph, driver, Compiled(engine, key))
 
     def _tensors(self, engine: Any) -> tuple[Tensors, Tensors]:
         sides: tuple[Tensors, Tensors] = {}, {}
@@ -67,19 +71,54 @@ class Library:
         return sides
 
 
+class Compiled:
+    """What TensorRT-RTX compiles for this GPU when an engine first runs, kept from one start to the next.
+
+    Only saves time: nothing that fails here fails more. The library refuses what another version, driver or GPU
+    wrote. Classic TensorRT compiles when it builds and has no such cache.
+    """
+
+    def __init__(self, engine: Any, key: str) -> None:
+        self._key, self._stored, self._cache = key, b"", None
+        self.options: dict[str, Any] = {}
+        """For `create_execution_context`."""
+        create = getattr(engine, "create_runtime_config", None)
+        config: Any = create() if create else None
+        if not hasattr(config, "create_runtime_cache"):
+            return
+        with suppress(Exception):  # the bindings raise several kinds without a common base
+            cache = config.create_runtime_cache()
+            self._stored = remembered(KIND, key)
+            if self._stored and not cache.deserialize(self._stored):
+                self._stored = b""
+            if config.set_runtime_cache(cache):
+                self._cache, self.options = cache, {"runtime_config": config}
+
+    def keep(self) -> None:
+        """Keep what was compiled, if that is more than what was kept; once."""
+        cache, self._cache = self._cache, None
+        if cache is None:
+            return
+        with suppress(Exception):
+            content = bytes(memoryview(cache.serialize()))
+            if content and content != self._stored:
+                remember(KIND, self._key, content)
+
+
 class TensorRtEngine:
     """See `engine.DeviceEngine`."""
 
-    stream = None
-
-    def __init__(self, library: Library, engine: Any, graph: Graph, driver: Driver) -> None:
+    def __init__(
+        self, library: Library, engine: Any, graph: Graph, driver: Driver, compiled: Compiled
+    ) -> None:
         self.library, self.engine, self.graph, self.driver = library, engine, graph, driver
+        self.compiled = compiled
         self.capturable = True
 
     def bind(self, addresses: Mapping[str, int], stream: Handle) -> TensorRtRun:
         """A context with its own scratch memory; it runs once, for an engine must have run before a capture."""
         self.library.logger.words.clear()
-        context = self.engine.create_execution_context()
+        context = self.engine.create_execution_context(**self.compiled.options)
         if context is None:
             words = " ".join(self.library.logger.words) or "it gives no reason."
             raise BackendError(f"{self.library.name} has no room for another stream: {words}")
@@ -89,6 +128,7 @@ class TensorRtEngine:
         run = TensorRtRun(self.library, context)
         run.enqueue(stream)
         self.driver.drain(stream)
+        self.compiled.keep()
         # TensorRT-RTX alone can tell; an engine that cannot be captured is still right, launch by launch.
         can_capture = getattr(context, "is_stream_capturable", None)
         if can_capture is not None and not can_capture(int(stream)):

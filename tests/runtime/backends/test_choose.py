@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,31 @@ def test_auto_passes_over_what_fails_and_says_why(engine: Path, monkeypatch: pyt
     monkeypatch.setattr(backends, "LOADERS", {"card": broken})
     with pytest.raises(BackendError, match="card: no such card"):
         Talker.load(engine)
+
+
+def test_auto_passes_over_engines_that_are_not_what_the_manifest_says(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def foreign(*_: Any) -> Any:
+        raise ModelError("The inputs of frame.engine: `noise` is another")
+
+    monkeypatch.setattr(backends, "LOADERS", {"card": foreign, **backends.LOADERS})
+    choice = Talker.load(engine).choice
+    assert choice.backend.name == "onnxruntime-cpu"
+    assert "`noise` is another" in choice.passed_over["card"]
+    with pytest.raises(ModelError, match="`noise` is another"):
+        Talker.load(engine, "card")
+
+
+def test_the_first_frame_is_timed(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = backends.LOADERS["onnxruntime-cpu"]
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.2)
+        return load(*arguments)
+
+    monkeypatch.setattr(backends, "LOADERS", {"onnxruntime-cpu": slow})
+    assert Talker.load(engine).choice.first_frame_s >= 0.2
 
 
 def test_an_unknown_backend_is_told_what_there_is(engine: Path) -> None:

@@ -9,32 +9,40 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from streamtalk.backends.protocol import Float32
+from streamtalk.backends.onnxruntime_cuda import CudaSessionRun
+from streamtalk.cuda.backend import CudaBackend
 from streamtalk.cuda.driver import Bytes
 from streamtalk.cuda.engine import ALIGNMENT
-from streamtalk.cuda.lane import CudaLane
-from streamtalk.manifest import AUDIO_ENCODER, FRAME, Graph, Manifest, Precision
+from streamtalk.manifest import AUDIO_ENCODER, FRAME, Graph, Manifest
 
+FIRST_STREAM = 100
 Work = Callable[[], None]
 GARBAGE = 0xA5
 """What fresh memory holds: zeros would hide a missing clear."""
 
 
-@dataclass
+@dataclass(eq=False)
 class FakeStream:
     """Runs its work as late as it may, or at once where it is `eager`."""
 
+    number: int = 0
     queue: deque[Work] = field(default_factory=deque)
     capturing: list[Work] | None = None
     eager: bool = False
+
+    def __int__(self) -> int:
+        return self.number
 
     def put(self, work: Work) -> None:
         if self.capturing is not None:
@@ -77,11 +85,29 @@ class FakeDriver:
 
     description: str = "a fake GPU"
     compute_capability: int = 86
+    device: int = 0
+    primary: bool = True
+    dlpack_device: tuple[int, int] = (1, 0)
+    """Host memory, so that numpy and torch can take what DLPack hands out."""
+    depth: int = 0
+    """How many times the context is current; work is refused where it is not."""
     calls: list[str] = field(default_factory=list)
     memory: dict[int, Any] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
     eager: tuple[bool, ...] = ()
     """Which of the streams run at once, in the order of their making."""
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+
+    def _put(self, stream: FakeStream, work: Work) -> None:
+        assert self.depth, "no context is current"
+        stream.put(work)
 
     def _take(self, size: int) -> tuple[int, Any]:
         block = np.full(size + ALIGNMENT, GARBAGE, np.uint8)
@@ -103,7 +129,7 @@ class FakeDriver:
             del self.memory[address]
 
     def stream(self) -> FakeStream:
-        made = FakeStream(eager=bool(self.eager) and self.eager[0])
+        made = FakeStream(FIRST_STREAM + len(self.handles), eager=bool(self.eager) and self.eager[0])
         self.eager = self.eager[1:]
         self.handles.append(made)
         return made
@@ -114,28 +140,47 @@ class FakeDriver:
 
     def upload(self, target: int, source: Bytes, stream: FakeStream) -> None:
         self.calls.append("upload")
-        stream.put(lambda: _move(target, source.ctypes.data, source.nbytes))
+        self._put(stream, lambda: _move(target, source.ctypes.data, source.nbytes))
 
     def download(self, target: Bytes, source: int, stream: FakeStream) -> None:
         self.calls.append("download")
-        stream.put(lambda: _move(target.ctypes.data, source, target.nbytes))
+        self._put(stream, lambda: _move(target.ctypes.data, source, target.nbytes))
 
     def copy(self, target: int, source: int, size: int, stream: FakeStream) -> None:
         self.calls.append("copy")
-        stream.put(lambda: _move(target, source, size))
+        self._put(stream, lambda: _move(target, source, size))
+
+    def copy_rows(
+        self,
+        target: int,
+        target_pitch: int,
+        source: int,
+        source_pitch: int,
+        width: int,
+        rows: int,
+        stream: FakeStream,
+    ) -> None:
+        self.calls.append("copy_rows")
+        assert width <= min(target_pitch, source_pitch)
+        for i in range(rows):
+            self._put(stream, partial(_move, target + i * target_pitch, source + i * source_pitch, width))
 
     def clear(self, target: int, size: int, stream: FakeStream) -> None:
-        stream.put(lambda: (ctypes.memset(target, 0, size), None)[1])
+        self._put(stream, lambda: (ctypes.memset(target, 0, size), None)[1])
 
     def record(self, event: FakeEvent, stream: FakeStream) -> None:
         assert stream.capturing is None
         event.mark = Mark(stream)
-        stream.put(event.mark.reach)
+        self._put(stream, event.mark.reach)
 
-    def wait(self, stream: FakeStream, event: FakeEvent) -> None:
+    def wait(self, stream: FakeStream | int, event: FakeEvent) -> None:
+        if isinstance(stream, int):
+            # The default stream of another library, on host memory: to wait on it is to wait at once.
+            self.synchronize(event)
+            return
         assert stream.capturing is None
         if event.mark is not None:
-            stream.put(event.mark.force)
+            self._put(stream, event.mark.force)
 
     def synchronize(self, event: FakeEvent) -> None:
         if event.mark is not None:
@@ -156,7 +201,7 @@ class FakeDriver:
     def launch(self, graph: list[Work], stream: FakeStream) -> None:
         self.calls.append("launch")
         for work in graph:
-            stream.put(work)
+            self._put(stream, work)
 
     def discard(self, handles: list[Any]) -> None:
         for handle in handles:
@@ -174,11 +219,12 @@ class FakeEngine:
             str(directory / graph.file), options, providers=["CPUExecutionProvider"]
         )
         self.graph, self.driver, self.capturable = graph, driver, capturable
-        self.stream = None if capturable else FakeStream()
         self.open_runs = 0
+        self.own = FakeStream()
+        self.ran: Callable[[], Any] = lambda: None
 
-    def bind(self, addresses: Mapping[str, int], stream: FakeStream) -> FakeRun:
-        assert stream is self.stream or self.stream is None
+    def bind(self, addresses: Mapping[str, int], stream: FakeStream) -> FakeRun | SessionRun:
+        assert stream.capturing is None
         assert all(address % ALIGNMENT == 0 for address in addresses.values())
         binding = self.session.io_binding()
         for t in self.graph.inputs:
@@ -186,7 +232,30 @@ class FakeEngine:
         for t in self.graph.outputs:
             binding.bind_output(t.name, "cpu", 0, np.dtype(t.dtype).type, list(t.shape), addresses[t.name])
         self.open_runs += 1
-        return FakeRun(self, binding)
+        return FakeRun(self, binding) if self.capturable else SessionRun(self, binding)
+
+
+class SessionRun:
+    """As `backends.onnxruntime_cuda` runs a session: on a stream that is the session's."""
+
+    def __init__(self, engine: FakeEngine, binding: Any) -> None:
+        self.engine, self.run = engine, FakeRun(engine, binding)
+        options = SimpleNamespace(add_run_config_entry=lambda *_: None)
+        session: Any = SimpleNamespace(
+            driver=engine.driver,
+            stream=engine.own,
+            lock=nullcontext(),
+            runtime=SimpleNamespace(RunOptions=lambda: options),
+            session=SimpleNamespace(run_with_iobinding=lambda *_: self.run.enqueue(engine.own)),
+        )
+        self.asked = CudaSessionRun(session, binding, 1)
+
+    def enqueue(self, stream: FakeStream) -> None:
+        self.asked.enqueue(stream)
+
+    def close(self) -> None:
+        self.run.close()
+        self.asked.close()
 
 
 class FakeRun:
@@ -195,30 +264,24 @@ class FakeRun:
 
     def enqueue(self, stream: FakeStream) -> None:
         self.engine.driver.calls.append("enqueue")
-        stream.put(lambda: self.engine.session.run_with_iobinding(self.binding))
+
+        def run() -> None:
+            self.engine.session.run_with_iobinding(self.binding)
+            self.engine.ran()
+
+        stream.put(run)
 
     def close(self) -> None:
         self.engine.open_runs -= 1
 
 
-class FakeGpu:
-    """A backend on the fake driver."""
-
-    name = "fake"
-    description = "a fake GPU"
-    fingerprint = "fake 1"
-    precision: Precision = "fp32"
-
-    def __init__(self, directory: Path, manifest: Manifest, capturable: bool = True) -> None:
-        self.driver = FakeDriver()
-        self.manifest = manifest
-        self.encoder, self.frame = (
-            FakeEngine(directory, manifest.graphs[name], self.driver, capturable)
-            for name in (AUDIO_ENCODER, FRAME)
-        )
-
-    def lane(self, style: Float32, template: Float32, start_latent: Float32) -> CudaLane:
-        return CudaLane(self.driver, self.encoder, self.frame, self.manifest, style, template, start_latent)
+def fake_gpu(directory: Path, manifest: Manifest, capturable: bool = True) -> Any:
+    """A backend on the fake driver: a `CudaBackend`, untyped because tests look into the driver."""
+    driver = FakeDriver()
+    encoder, frame = (
+        FakeEngine(directory, manifest.graphs[name], driver, capturable) for name in (AUDIO_ENCODER, FRAME)
+    )
+    return CudaBackend("fake", "a fake GPU", "fake 1", "fp32", driver, encoder, frame, manifest)
 
 
 def _move(target: int, source: int, size: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -12,12 +13,21 @@ from streamtalk import BackendError, MissingDependencyError
 from streamtalk.cuda.bindings import CudaDriver
 from streamtalk.cuda.driver import open_driver
 
+PRIMARY, OTHER = 11, 22
+"""Contexts."""
+
 
 class Stub(ModuleType):
-    """`cuda.bindings.runtime` with one device and scripted errors; records its calls."""
+    """`cuda.bindings.runtime` with one device and scripted errors; records its calls. `stack` are the contexts of the
+    calling thread, the current one last; `driver` is `cuda.bindings.driver` of the same machine.
+    """
 
-    def __init__(self, count: int = 1, errors: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, count: int = 1, errors: dict[str, int] | None = None, stack: tuple[int, ...] = ()
+    ) -> None:
         super().__init__("cuda.bindings.runtime")
+        self.stack = list(stack)
+        self.active = PRIMARY in stack
         self.cudaDeviceAttr = SimpleNamespace(
             cudaDevAttrComputeCapabilityMajor=8, cudaDevAttrComputeCapabilityMinor=6
         )
@@ -25,6 +35,7 @@ class Stub(ModuleType):
         self.cudaStreamNonBlocking, self.cudaEventBlockingSync, self.cudaEventDisableTiming = 1, 1, 2
         self.cudaGraphExec_t, self.cudaEvent_t = str, float
         self.called: list[str] = []
+        self.told: list[Any] = []
         results = {
             "cudaGetDeviceCount": count,
             "cudaGetDevice": 0,
@@ -32,15 +43,32 @@ class Stub(ModuleType):
             "cudaGetDeviceProperties": SimpleNamespace(name=b"NVIDIA Thing\0\0"),
             "cudaMalloc": 4096,
             "cudaStreamCreateWithFlags": 7,
+            "cudaEventCreateWithFlags": 0.5,
             "cudaStreamEndCapture": 9,
             "cudaGraphInstantiate": "graph",
         }
-        for name in (*results, *"cudaStreamBeginCapture cudaGraphDestroy cudaFree".split()):
+        nothing = (
+            "cudaThreadExchangeStreamCaptureMode cudaStreamBeginCapture cudaGraphDestroy cudaEventRecord "
+            "cudaEventSynchronize cudaEventDestroy cudaStreamDestroy"
+        )
+        for name in (*results, *nothing.split()):
             setattr(self, name, self._function(name, results.get(name), (errors or {}).get(name, 0)))
+        self.driver: Any = SimpleNamespace(CUresult=bool)
+        for function in (
+            self.cuCtxGetCurrent,
+            self.cuCtxPushCurrent,
+            self.cuCtxPopCurrent,
+            self.cuDeviceGet,
+            self.cuDevicePrimaryCtxGetState,
+            self.cuDevicePrimaryCtxRetain,
+            self.cuDevicePrimaryCtxRelease,
+        ):
+            setattr(self.driver, function.__name__, function)
 
     def _function(self, name: str, result: Any, error: int) -> Any:
-        def call(*_: Any) -> Any:
+        def call(*arguments: Any) -> Any:
             self.called.append(name)
+            self.told.append((name, *arguments))
             return (error, result)
 
         call.__name__ = name
@@ -52,11 +80,48 @@ class Stub(ModuleType):
     def cudaGetErrorString(self, error: int) -> tuple[int, bytes]:  # noqa: N802
         return 0, f"error {error} in CUDA's words".encode()
 
+    def cudaSetDevice(self, device: int) -> tuple[int]:  # noqa: N802
+        assert device == 0
+        return (0,)
+
+    def cudaFree(self, address: int) -> tuple[int]:  # noqa: N802
+        assert address == 0
+        # Any call of the runtime API without a context makes the primary one current.
+        self.active = True
+        self.stack[-1:] = [self.stack[-1] if self.stack else PRIMARY]
+        return (0,)
+
+    def cuCtxGetCurrent(self) -> tuple[int, int]:  # noqa: N802
+        return 0, self.stack[-1] if self.stack else 0
+
+    def cuCtxPushCurrent(self, context: int) -> tuple[int]:  # noqa: N802
+        self.stack.append(context)
+        return (0,)
+
+    def cuCtxPopCurrent(self) -> tuple[int, int]:  # noqa: N802
+        return 0, self.stack.pop()
+
+    def cuDeviceGet(self, number: int) -> tuple[int, int]:  # noqa: N802
+        return 0, number
+
+    def cuDevicePrimaryCtxGetState(self, _: int) -> tuple[int, int, bool]:  # noqa: N802
+        return 0, 0, self.active
+
+    def cuDevicePrimaryCtxRetain(self, _: int) -> tuple[int, int]:  # noqa: N802
+        assert self.active, "a context was made"
+        self.called.append("retain")
+        return 0, PRIMARY
+
+    def cuDevicePrimaryCtxRelease(self, _: int) -> tuple[int]:  # noqa: N802
+        self.called.append("release")
+        return (0,)
+
 
 def driver(monkeypatch: pytest.MonkeyPatch, stub: Stub) -> CudaDriver:
     for name in ("cuda", "cuda.bindings"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", stub)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", stub.driver)
     return CudaDriver()
 
 
@@ -106,3 +171,72 @@ def test_a_capture_that_fails_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError, match="no tactic"):
         gpu.capture(gpu.stream(), fails)
     assert stub.called[-1] == "cudaStreamEndCapture"
+
+
+def test_without_a_context_it_is_the_primary_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = Stub()
+    gpu = driver(monkeypatch, stub)
+    assert gpu.primary
+    assert stub.stack == [PRIMARY]
+    assert stub.called.count("retain") == stub.called.count("release") == 1
+    with gpu.current():
+        assert stub.stack == [PRIMARY]
+
+
+def test_a_context_that_is_there_is_used_and_no_other_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = Stub(stack=(OTHER,))
+    gpu = driver(monkeypatch, stub)
+    assert not gpu.primary
+    assert not stub.active
+    assert stub.stack == [OTHER]
+    assert driver(monkeypatch, Stub(stack=(PRIMARY,))).primary
+
+
+@pytest.mark.parametrize("elsewhere", [(), (PRIMARY,), (OTHER, PRIMARY)])
+def test_another_thread_gets_the_context_for_as_long_as_it_takes(
+    elsewhere: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = Stub(stack=(OTHER,))
+    gpu = driver(monkeypatch, stub)
+    stub.stack = list(elsewhere)
+    with gpu.current():
+        assert stub.stack[-1] == OTHER
+        with gpu.current():
+            assert len(stub.stack) == len(elsewhere) + 1
+    with pytest.raises(BackendError, match="no tactic"), gpu.current():
+        raise BackendError("no tactic")
+    assert stub.stack == list(elsewhere)
+
+
+def test_captures_of_others_do_not_concern_a_thread_that_works_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = Stub()
+    gpu = driver(monkeypatch, stub)
+    wanted = (
+        "cudaThreadExchangeStreamCaptureMode",
+        stub.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal,
+    )
+
+    def work() -> None:
+        for _ in range(3):
+            with gpu.current():
+                pass
+
+    for threads in (1, 2):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert stub.told.count(wanted) == threads
+
+
+def test_waiting_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All waits are for events made with blocking synchronisation, the wait for a whole stream too."""
+    stub = Stub()
+    gpu = driver(monkeypatch, stub)
+    stub.told.clear()
+    gpu.drain(7)
+    assert stub.told == [
+        ("cudaEventCreateWithFlags", stub.cudaEventBlockingSync | stub.cudaEventDisableTiming),
+        ("cudaEventRecord", 0.5, 7),
+        ("cudaEventSynchronize", 0.5),
+        ("cudaEventDestroy", 0.5),
+    ]

@@ -10,7 +10,7 @@ import pytest
 from streamtalk.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from streamtalk.backends.protocol import Backend, Float32, Lane
 from streamtalk.manifest import Manifest, read_manifest
-from tests.runtime.cuda.fake import FakeGpu
+from tests.runtime.cuda.fake import fake_gpu
 from tests.runtime.toy import Toy
 
 FRAMES = 23
@@ -55,7 +55,7 @@ def test_frames_and_state_are_the_cpu_backends_own(
     toy = Toy(hop=hop, batch=batch, window_samples=2400 + -(-(hop - 1) * 16000 // 30))
     directory = toy.write(tmp_path / "engine")
     manifest = read_manifest(directory)
-    gpu = opened(FakeGpu(directory, manifest, capturable), toy)
+    gpu = opened(fake_gpu(directory, manifest, capturable), toy)
     cpu = opened(OnnxRuntimeCpu(directory, manifest, 1), toy)
     assert np.array_equal(play(gpu, manifest), play(cpu, manifest))
     assert same_state(gpu, cpu, FRAMES)
@@ -67,14 +67,14 @@ def test_frames_and_state_are_the_cpu_backends_own(
 
 def test_a_frame_is_one_launch_and_takes_no_memory(engine: Path, toy: Toy) -> None:
     manifest = read_manifest(engine)
-    backend = FakeGpu(engine, manifest)
+    backend = fake_gpu(engine, manifest)
     lane = opened(backend, toy)
     backend.driver.calls.clear()
     play(lane, manifest, 0, 10 * manifest.hop)
-    # A hop is an upload of its window and a launch of the encoder.
-    assert backend.driver.calls.count("launch") == 10 * (manifest.hop + 1)
-    assert backend.driver.calls.count("upload") == 10
-    assert set(backend.driver.calls) == {"launch", "upload"}
+    # A hop is an upload of its window, a launch of the encoder, a copy of what it gave, and one of each row of that.
+    calls = {name: backend.driver.calls.count(name) for name in set(backend.driver.calls)}
+    hops = {"upload": 10, "copy": 10, "copy_rows": 10 * manifest.hop}
+    assert calls == {"launch": 10 * (manifest.hop + 1), **hops}
 
 
 @pytest.mark.parametrize("eager", [(False, False), (True, False), (False, True), (True, True)], ids=str)
@@ -86,7 +86,7 @@ def test_frames_that_nobody_reads_are_still_in_order(
     toy = Toy(hop=hop)
     directory = toy.write(tmp_path / "engine")
     manifest = read_manifest(directory)
-    gpu = FakeGpu(directory, manifest)
+    gpu = fake_gpu(directory, manifest)
     gpu.driver.eager = eager
     lanes = [opened(backend, toy) for backend in (gpu, OnnxRuntimeCpu(directory, manifest, 1))]
     for lane in lanes:
@@ -108,14 +108,15 @@ def test_state_moves_between_backends(at: int, engine: Path, toy: Toy) -> None:
     whole = play(cpu, manifest)
     cpu.reset()
     play(cpu, manifest, 0, at)
-    gpu = opened(FakeGpu(engine, manifest), toy)
+    gpu = opened(fake_gpu(engine, manifest), toy)
+    play(gpu, manifest, 0, at, seed=9)  # in the same place of a hop of its own
     gpu.restore(at, cpu.state(at))
     assert np.array_equal(play(gpu, manifest, at), whole[at:])
 
 
 def test_voices_share_nothing_but_the_engine(engine: Path, toy: Toy) -> None:
     manifest = read_manifest(engine)
-    backend = FakeGpu(engine, manifest)
+    backend = fake_gpu(engine, manifest)
     alone = play(opened(backend, toy), manifest)
     a, b = opened(backend, toy), opened(backend, toy)
     mixed = []
@@ -126,7 +127,7 @@ def test_voices_share_nothing_but_the_engine(engine: Path, toy: Toy) -> None:
 
 
 def test_close_gives_everything_back(engine: Path, toy: Toy) -> None:
-    backend = FakeGpu(engine, read_manifest(engine))
+    backend = fake_gpu(engine, read_manifest(engine))
     lane = opened(backend, toy)
     lane.pcm[:] = 0.5
     lane.encode()
@@ -141,7 +142,7 @@ def test_close_gives_everything_back(engine: Path, toy: Toy) -> None:
 def test_an_open_that_fails_gives_everything_back(
     engine: Path, toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = FakeGpu(engine, read_manifest(engine))
+    backend = fake_gpu(engine, read_manifest(engine))
 
     def full(*_: object) -> None:
         raise MemoryError("the card is full")

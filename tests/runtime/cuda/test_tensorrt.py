@@ -89,6 +89,38 @@ def stub(fit: Fit) -> StubEngine:
     return StubEngine(tensors | {t.name: (Mode.OUTPUT, KINDS[t.dtype], t.shape) for t in fit.graph.outputs})
 
 
+class Jit(StubEngine):
+    """As TensorRT-RTX: what it compiles can be kept."""
+
+    def __init__(self, tensors: dict[str, tuple[Mode, Kind, tuple[Any, ...]]], fails: bool = False) -> None:
+        super().__init__(tensors)
+        self.fails, self.known, self.contexts, self.serialized = fails, b"", [], 0  # type: ignore[var-annotated]
+
+    def create_runtime_config(self) -> Any:
+        return self
+
+    def create_runtime_cache(self) -> Any:
+        if self.fails:
+            raise RuntimeError("no cache today")
+        return self
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        return cache is self
+
+    def deserialize(self, content: bytes) -> bool:
+        fits = content.startswith(b"kernels")
+        self.known = content if fits else b""
+        return fits
+
+    def serialize(self) -> bytes:
+        self.serialized += 1
+        return self.known or b"kernels"
+
+    def create_execution_context(self, runtime_config: Any = None) -> Any:
+        self.contexts.append(runtime_config)
+        return self
+
+
 def library(monkeypatch: pytest.MonkeyPatch, engine: StubEngine | None) -> Library:
     class Logger:
         Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING")
@@ -163,3 +195,46 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
             MissingDependencyError, match=f"{name} needs the package of that name: pip install"
         ):
             Library(name)
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STREAMTALK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(FakeDriver, "drain", lambda *_: None)
+    return tmp_path / "cache" / "compiled"
+
+
+def test_what_an_engine_compiles_is_kept(
+    fit: Fit, stub: StubEngine, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Jit(stub.tensors), Jit(stub.tensors)
+    loaded = library(monkeypatch, first).load(fit, FakeDriver())
+    for _ in range(3):
+        loaded.bind({}, 7)
+    assert first.contexts == [first] * 3
+    assert first.serialized == 1
+    (file,) = kept.iterdir()
+    assert file.read_bytes() == b"kernels"
+    library(monkeypatch, second).load(fit, FakeDriver()).bind({}, 7)
+    assert second.known == b"kernels"
+    library(monkeypatch, Jit(stub.tensors)).load(fit, FakeDriver("another GPU")).bind({}, 7)
+    assert len(list(kept.iterdir())) == 2
+
+
+def test_what_another_version_compiled_is_replaced(
+    fit: Fit, stub: StubEngine, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library(monkeypatch, Jit(stub.tensors)).load(fit, FakeDriver()).bind({}, 7)
+    (file,) = kept.iterdir()
+    file.write_bytes(b"cut off")
+    library(monkeypatch, Jit(stub.tensors)).load(fit, FakeDriver()).bind({}, 7)
+    assert file.read_bytes() == b"kernels"
+
+
+def test_a_cache_that_fails_costs_nothing_else(
+    fit: Fit, stub: StubEngine, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.parent.touch()
+    for engine in (Jit(stub.tensors), Jit(stub.tensors, fails=True)):
+        library(monkeypatch, engine).load(fit, FakeDriver()).bind({}, 7)
+        assert engine.runs == 1
