@@ -1,0 +1,291 @@
+"""What would it cost on a device that nobody here has? `python -m benchmarks.budget` predicts, and says so.
+
+Operations and bytes of every graph are counted from the ONNX itself; a roofline over NVIDIA's published figures
+turns them into milliseconds a frame; and the same roofline, calibrated on this processor, is compared with what the
+graphs take here. `--engine DIR` counts an exported model; `--config bundled vocaset biwi` traces graphs of these
+presets with random weights, for every hop, history and decode window that is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import onnx
+
+from benchmarks.budget_count import Count, count, count_model
+from benchmarks.budget_measure import Calibration, Check, check
+from benchmarks.budget_model import Prediction, Setup, catalogue, predict
+from benchmarks.budget_report import markdown
+from streamtalk import StreamTalkError, UsageError
+from streamtalk.backends import available
+from streamtalk.manifest import Manifest, read_manifest
+from streamtalk_export.errors import ExportError
+from streamtalk_export.half import to_half
+
+OFFLINE_S = 9
+"""Seconds of audio that the offline encoder is counted for."""
+BATCHES = (1, 4, 8)
+HOPS = (1, 2, 4)
+HISTORIES = (30,)
+DECODE_WINDOWS = (8, 16)
+SCHEMA = 1
+GPU_SYSTEMS = tuple(name for name in available() if not name.endswith("cpu"))
+
+
+@dataclass
+class Budget:
+    """One model: its graphs in float32, the settings predicted, and the check on this processor."""
+
+    name: str
+    setup: Setup
+    counts: list[Count]
+    half: list[Count]
+    predictions: list[Prediction]
+    calibration: Calibration | None = None
+    checks: list[Check] = field(default_factory=list)
+    device: str = ""
+    device_checks: list[Check] = field(default_factory=list)
+    """What was measured on a real `device`, beside what was predicted for it."""
+
+
+def of_engine(directory: Path, batches: Sequence[int], measure: bool) -> Budget:
+    """The budget of an exported model. Raises StreamTalkError."""
+    m: Manifest = read_manifest(directory)
+    paths = {name: directory / graph.file for name, graph in m.graphs.items() if graph.precision == "fp32"}
+    setup = Setup(m.hop, m.history, m.decode_window, m.batch)
+    counts = {name: count(path, {"samples": OFFLINE_S * m.sample_rate}) for name, path in paths.items()}
+    streaming = {name: path for name, path in paths.items() if not name.endswith("_offline")}
+    half = {name: _half(path) for name, path in streaming.items()}
+    setups = [setup]
+    for batch in batches or (m.batch * batch for batch in BATCHES):
+        if batch % m.batch:
+            raise UsageError(
+                f"--batch {batch}: this model was exported for {m.batch}; give multiples of that."
+            )
+        setups.append(replace(setup, batch=batch))
+    predictions = _predictions(
+        setups,
+        lambda s: (
+            half["audio_encoder"].batched(s.batch // m.batch),
+            half["frame"].batched(s.batch // m.batch),
+        ),
+    )
+    budget = Budget(m.name, setup, list(counts.values()), list(half.values()), predictions)
+    _check(budget, {name: (path, counts[name]) for name, path in streaming.items()}, measure)
+    return budget
+
+
+def of_config(
+    config: str,
+    hops: Sequence[int],
+    histories: Sequence[int],
+    decode_windows: Sequence[int],
+    batches: Sequence[int],
+    measure: bool,
+) -> Budget:
+    """The budget of a preset or YAML file, traced here. Raises ExportError and StreamTalkError."""
+    from benchmarks.budget_trace import Tracer
+
+    with tempfile.TemporaryDirectory() as directory:
+        tracer = Tracer(config, Path(directory), _say)
+        default = tracer.default
+        # One setting at a time: their effects add up, and a full grid is a table that nobody reads.
+        setups = [
+            default,
+            *(replace(default, hop=hop) for hop in hops),
+            *(replace(default, history=history) for history in histories),
+            *(replace(default, decode_window=window) for window in decode_windows),
+            *(replace(default, batch=batch) for batch in batches),
+        ]
+        half: dict[Path, Count] = {}
+
+        def counted(setup: Setup) -> tuple[Count, Count]:
+            paths = tracer.encoder(setup.hop), tracer.frame(setup.history, setup.decode_window)
+            for path in paths:
+                if path not in half:
+                    half[path] = _half(path)
+            return half[paths[0]].batched(setup.batch), half[paths[1]].batched(setup.batch)
+
+        predictions = _predictions(setups, counted)
+        paths = {
+            "audio_encoder": tracer.encoder(default.hop),
+            **tracer.stages(default.history, default.decode_window),
+            "frame": tracer.frame(default.history, default.decode_window),
+        }
+        counts = {name: replace(count(path), name=name) for name, path in paths.items()}
+        halves = [replace(half.get(path) or _half(path), name=name) for name, path in paths.items()]
+        budget = Budget(tracer.name, default, list(counts.values()), halves, predictions)
+        _check(budget, {name: (path, counts[name]) for name, path in paths.items()}, measure)
+    return budget
+
+
+def _half(path: Path) -> Count:
+    """The count of a graph's float16 form, which is what a GPU would run."""
+    return count_model(to_half(onnx.load(path)), path.stem)
+
+
+def _predictions(
+    setups: Iterable[Setup], counted: Callable[[Setup], tuple[Count, Count]]
+) -> list[Prediction]:
+    devices = catalogue().devices
+    return [
+        predict(device, setup, *graphs)
+        for setup in dict.fromkeys(setups)
+        for graphs in (counted(setup),)
+        for device in devices
+    ]
+
+
+def _check(budget: Budget, graphs: dict[str, tuple[Path, Count]], measure: bool) -> None:
+    if measure:
+        _say(f"{budget.name}: measuring on this processor")
+        budget.calibration, budget.checks = check(graphs)
+
+
+def compare(budget: Budget, path: Path, device: str) -> None:
+    """Put what `benchmarks.latency --json` measured on `device` beside the predictions. Raises UsageError."""
+    known = {p.device: p for p in budget.predictions if p.setup == budget.setup}
+    if device not in known:
+        raise UsageError(f"--device {device}: there are {', '.join(known)}.")
+    p = known[device]
+    stages = {"audio_encoder": p.encoder_ms, "frame": p.frame_ms, "total": p.mean_ms}
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        found = [
+            Check(f"{row['stage']} ({row['system']})", stages[row["stage"]], row["p50_ms"])
+            for row in rows
+            if row["preset"] == budget.name and row["system"] in GPU_SYSTEMS and row["stage"] in stages
+            if not row["variant"] and not row["extrapolated"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--measured {path} is not what benchmarks.latency --json writes.") from error
+    if not found:
+        raise UsageError(
+            f"--measured {path} has no rows of {budget.name} on a GPU ({', '.join(GPU_SYSTEMS)})."
+        )
+    budget.device, budget.device_checks = device, found
+
+
+def document(budgets: Sequence[Budget]) -> dict[str, object]:
+    """What `--json` writes."""
+    return {
+        "schema": SCHEMA,
+        "prediction": True,
+        "hardware": {"machine": platform.machine(), "system": platform.system()},
+        "devices": json.loads(_devices()),
+        "models": [
+            {
+                "model": b.name,
+                "setup": asdict(b.setup),
+                "graphs": {"fp32": [_figures(c) for c in b.counts], "fp16": [_figures(c) for c in b.half]},
+                "predictions": [
+                    {**asdict(p), "worst_ms": p.worst_ms, "mean_ms": p.mean_ms} for p in b.predictions
+                ],
+                "calibration": asdict(b.calibration) if b.calibration else None,
+                "checks": [{**asdict(c), "error": c.error} for c in b.checks],
+                "device": b.device,
+                "device_checks": [{**asdict(c), "error": c.error} for c in b.device_checks],
+            }
+            for b in budgets
+        ],
+    }
+
+
+def _devices() -> bytes:
+    return msgspec.json.encode(catalogue())
+
+
+def _figures(c: Count) -> dict[str, object]:
+    sums = {name: c.total(name) for name in ("macs", "ops", "weight_bytes", "read_bytes", "write_bytes")}
+    return {
+        "graph": c.name,
+        "nodes": c.nodes,
+        "kernels": len(c.kernels),
+        **sums,
+        "state_bytes": c.state_bytes,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Count, predict, check and print; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.budget", description=(__doc__ or "").split("\n\n")[0]
+    )
+    add = parser.add_argument
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--engine", type=Path, default=Path("engines/bundled"), metavar="DIR", help="an exported model"
+    )
+    which.add_argument("--config", nargs="+", metavar="NAME", help="bundled, vocaset, biwi or YAML files")
+    count_ = partial(add, type=_positive, nargs="+", metavar="N")
+    count_("--hop", help=f"with --config; frames for each run of the audio encoder (the default and {HOPS})")
+    count_("--history", help=f"with --config; frames remembered (the default and {HISTORIES})")
+    count_("--decode-window", help=f"with --config; latents decoded (the default and {DECODE_WINDOWS})")
+    count_("--batch", help=f"voices at once ({BATCHES}; of an exported model, as many times its own)")
+    add("--no-measure", action="store_true", help="leave out the check on this processor")
+    add(
+        "--measured",
+        type=Path,
+        metavar="FILE",
+        help="what benchmarks.latency --json measured on --device, to compare",
+    )
+    add("--device", metavar="NAME", help="of --measured, as in the tables")
+    add("--json", type=Path, metavar="FILE", help="all figures")
+    add("--write", type=Path, metavar="FILE", help="the tables, such as docs/budget.md")
+    arguments = parser.parse_args(argv)
+    measure = not arguments.no_measure
+    try:
+        if arguments.config:
+            budgets = [
+                of_config(
+                    config,
+                    arguments.hop or HOPS,
+                    arguments.history or HISTORIES,
+                    arguments.decode_window or DECODE_WINDOWS,
+                    arguments.batch or BATCHES,
+                    measure,
+                )
+                for config in arguments.config
+            ]
+        elif arguments.hop or arguments.history or arguments.decode_window:
+            raise UsageError("An exported model has the hop and windows it has; for others: --config.")
+        else:
+            budgets = [of_engine(arguments.engine, arguments.batch or (), measure)]
+        if bool(arguments.measured) != bool(arguments.device):
+            raise UsageError("--measured and --device go together.")
+        for budget in budgets if arguments.measured else ():
+            compare(budget, arguments.measured, arguments.device)
+        text = markdown(budgets, catalogue(), " ".join(sys.argv[1:] if argv is None else argv))
+        print(text)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(document(budgets), indent=1) + "\n", encoding="utf-8")
+        if arguments.write:
+            arguments.write.write_text(text, encoding="utf-8")
+    except (StreamTalkError, ExportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
