@@ -3,7 +3,7 @@
 Corpus, stage 1, stage 2, packing, evaluation, demo clip: each step goes on where it stopped. The face comes from
 `python -m streamtalk_training.face`. Debian's `wordnet-base`, `flite`, `libflite1`, `festival` with its voices (see
 `festival.py`) and `timgm6mb-soundfont` are used where they are installed, or unpacked below --debian (`apt-get
-download NAME && dpkg -x NAME.deb DIR`).
+download NAME && dpkg -x NAME.deb DIR`), and PyPI's `py-nanotts` where it is installed.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--cache",
         type=Path,
         required=True,
-        help="corpus, training runs and evaluation: about 4 GB of disk; training takes about 7 GB of memory",
+        help="corpus, training runs and evaluation: about 1.3 GB of disk; training takes about 6 GB of memory",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("models/bundled"), help="holds face.npz; gets the rest"
