@@ -25,7 +25,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.demo engines/bundled/manifest.json ## per-frame latency of the bundled model on this machine
-	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.latency --presets bundled --no-ablations
 
 engines/bundled/manifest.json: $(VENV)/.demo
 	$(BIN)/python export.py
