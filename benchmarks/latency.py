@@ -5,8 +5,8 @@ in eager PyTorch with the same weights, features and noise. Systems take turns, 
 nothing is timed before both gave the same vertices. Not counted: reading, rendering, writing.
 
 The released streaming path costs more with every frame: some frames are timed, a line through them stands for the
-others (attention grows faster than that), and lengths beyond the last timed frame are marked with `*`. Ours costs the same for every frame: at most
-`--most-frames` are timed, with full windows, and longer lengths are marked as well.
+others (attention grows faster than that), and lengths beyond the last timed frame are marked with `*`. Ours costs the
+same for every frame: at most `--most-frames` are timed, with full windows, and longer lengths are marked as well.
 """
 
 from __future__ import annotations
