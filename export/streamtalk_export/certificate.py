@@ -15,7 +15,7 @@ import torch
 from streamtalk.manifest import Manifest, Parity
 from streamtalk_export.blendshapes import WeightMatrix
 from streamtalk_export.config import SAMPLE_RATE
-from streamtalk_export.drive import Graphs, Probe, Stream, next_frame
+from streamtalk_export.drive import Graphs, Probe, Stream, closed_loop, next_frame
 from streamtalk_export.hubert import HubertEncoder
 from streamtalk_export.model import TalkerModel, stream_frames
 from streamtalk_export.sampler import SamplerTable
@@ -31,6 +31,8 @@ MAX_FRAMES = 80
 FRAMES_AFTER_FILLING = 8
 """Frames certified beyond the point where history and decode window are full and begin to forget."""
 PROBE_SECONDS = 4
+REBUILT_SECONDS = 20
+"""Over which blendshapes are judged: a face that draws its blinks may have none in a few seconds."""
 
 
 def _line(
@@ -73,11 +75,23 @@ def certify(
     features, lines = _certify_encoders(graphs, manifest, model, window, probe)
     lines += _certify_frames(graphs, manifest, model, table, features["offline"], probe)
     moved = {kind: _moved(graphs, manifest, values, probe) for kind, values in features.items()}
-    graphs.close("frame")
     lines += _streaming_cost(moved, manifest.metres_per_unit)
     if weights is not None:
-        lines += weights.error(moved["streaming"] - probe.template.reshape(-1, 3), manifest.metres_per_unit)
+        lines += weights.error(_long_motion(graphs, manifest, probe), manifest.metres_per_unit)
+    graphs.close("frame")
     return lines
+
+
+def _long_motion(graphs: Graphs, manifest: Manifest, probe: Probe) -> Array:
+    """Vertex offsets [L, V, 3] of a stream long enough to blink, which is when weights are clipped."""
+    identity = {
+        "styles": probe.style[None],
+        "start_latent": probe.start_latent,
+        "templates": probe.template[None],
+    }
+    long = Probe.make(manifest, REBUILT_SECONDS, identity)
+    rest = probe.template.reshape(-1, 3)
+    return np.stack([vertices - rest for vertices, _ in closed_loop(graphs, manifest, long)])
 
 
 def _certify_encoders(
