@@ -16,9 +16,7 @@ import gc
 import json
 import subprocess
 import sys
-import wave
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -28,27 +26,25 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.latency_rows import Row, document, summary, table
-from benchmarks.released import Released
+from benchmarks.latency_subject import (
+    SEED,
+    ParityError,
+    Subject,
+    baseline,
+    check_parity,
+    exported,
+    speech,
+    subject,
+)
 from streamtalk import StreamTalkError, Talker
 from streamtalk.backends import available
 from streamtalk.manifest import Manifest
-from streamtalk_export import cli as export_cli
-from streamtalk_export.checkpoint import load_model, random_model
-from streamtalk_export.config import load_config
 from streamtalk_export.drive import Graphs
 from streamtalk_export.errors import ExportError
-from streamtalk_export.hubert import hubert_config
-from streamtalk_export.model import TalkerModel, stream_frames
-from streamtalk_export.sampler import sampler_table
 
-ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path("~/.cache/streamtalk/benchmarks")
 PRESETS = ("bundled", "vocaset", "biwi")
-SEED = 0  # of the random weights
 SECONDS = (3.0, 9.0, 15.0, 27.0, 60.0, 600.0, 3600.0)
-PARITY_FRAMES = 6
-PARITY = 1e-3
-"""Largest difference of a vertex, as a share of the largest offset: float32 summed in another order, fed back."""
 WARM_UP_FRAMES = 8
 SAMPLED = (0, 30, 60, 120, 200, 269)
 """Frames of the released streaming path that are timed: 269 is the last of 9 s at 30 fps."""
@@ -63,107 +59,6 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
     "biwi": {"threads-1": []},
 }
 Seconds = npt.NDArray[np.float64]
-
-
-class ParityError(Exception):
-    """Two systems that should give the same vertices do not."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A preset: its engine folder and the same model in torch."""
-
-    preset: str
-    folder: Path
-    model: TalkerModel
-    manifest: Manifest
-
-
-def subject(preset: str, cache: Path, engine: Path | None = None) -> Subject:
-    """Export `preset` unless `cache` has it. Raises ExportError and StreamTalkError."""
-    folder = engine or exported(preset, cache, "", [])
-    config = load_config(ROOT / "models/bundled/config.yaml" if preset == "bundled" else preset)
-    hubert = hubert_config(None) if config.audio.kind == "hubert" else None
-    if preset == "bundled":
-        model = load_model(config, hubert, ROOT / "models/bundled/model.safetensors")
-    else:
-        model = random_model(config, hubert, SEED)
-    manifest = Talker.load(folder, backend="onnxruntime-cpu").manifest
-    return Subject(preset, folder, model.eval(), manifest)
-
-
-def exported(preset: str, cache: Path, variant: str, options: Sequence[str]) -> Path:
-    """The engine folder of a preset's variant, exported where it is not there or of other weights."""
-    out = cache / f"{preset}{'-' + variant if variant else ''}"
-    given = [] if preset == "bundled" else ["--config", preset, "--random-weights", str(SEED)]
-    if preset == "bundled" or not (out / "manifest.json").exists():
-        export_cli.run(export_cli.parser().parse_args([*given, *options, "--out", str(out)]))
-    return out
-
-
-def speech(seconds: float) -> npt.NDArray[np.float32]:
-    """The demo clip again and again: [n] at 16 kHz."""
-    with wave.open(str(ROOT / "models/bundled/demo.wav"), "rb") as file:
-        pcm = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / np.float32(32768)
-    return np.resize(pcm, round(seconds * 16000))
-
-
-def baseline(given: Subject, frames: int) -> Released:
-    """The released algorithm on `frames` frames of the same speech; latents are random, which no time depends on."""
-    m, generator = given.manifest, torch.Generator().manual_seed(SEED)
-    features = given.model.offline_features(torch.from_numpy(speech(frames / m.fps + 1)))[:frames]
-    noise = torch.randn(frames, m.latent_width, generator=generator)
-    latents = torch.randn(frames + 1, m.latent_width, generator=generator)
-    table_ = sampler_table(given.model.config.schedule, m.steps, m.sampler)
-    return Released(given.model, table_, features, noise, latents)
-
-
-def check_parity(given: Subject, base: Released) -> float:
-    """The graphs' vertices against the released algorithm's, over the first frames; returns the worst share.
-
-    Raises ParityError.
-    """
-    m, graphs = given.manifest, Graphs(given.folder, given.manifest)
-    with np.load(given.folder / m.identity) as identity:
-        style, start = identity["styles"][0], identity["start_latent"]
-    cache = np.zeros((m.layers, 2, m.heads, m.history, m.condition_width // m.heads), np.float32)
-    latents = np.zeros((m.decode_window, m.latent_width), np.float32)
-    latents[-1] = start
-    template = np.zeros(3 * m.n_vertices, np.float32)
-    worst = largest = 0.0
-    frames = list(
-        stream_frames(
-            given.model, base.features[:PARITY_FRAMES], base.noise, 0, base.table, m.history, m.decode_window
-        )
-    )
-    ours_latents = torch.cat(
-        [given.model.autoencoder.start_latent()[None], torch.stack([f[1] for f in frames])]
-    )
-    mine = Released(given.model, base.table, base.features, base.noise, ours_latents)
-    for i in range(PARITY_FRAMES):
-        vertices, cache, latents = graphs.run(
-            "frame",
-            audio_feature=base.features[i].numpy(),
-            noise=base.noise[i].numpy(),
-            style=style,
-            position=np.array(i % m.period),
-            valid_frames=np.array(i),
-            valid_latents=np.array(i + 1),
-            template=template,
-            kv_cache=cache,
-            latents=latents,
-            active=np.array(True),
-        )
-        # The release's decoder also sees the start latent, as ours does while the window has room.
-        wanted = mine.streaming_frame(i)[0].numpy().reshape(-1, 3)
-        worst = max(worst, float(np.abs(vertices - wanted).max()))
-        largest = max(largest, float(np.abs(wanted).max()))
-    if not worst <= PARITY * largest:
-        raise ParityError(
-            f"{given.preset}: graphs and released algorithm differ by {worst / largest:.1e} of the motion "
-            f"(bound {PARITY:.0e}): nothing was timed."
-        )
-    return worst / largest
 
 
 def streamed(talker: Talker, frames: int) -> Seconds:
@@ -279,6 +174,9 @@ def measure(
     encoder_s = (perf_counter() - began) / (sampled[-1] + 1)
     decoding_s = base.decoding(sampled[-1] + 1) / (sampled[-1] + 1)
 
+    offline_s = encoder_s + decoding_s
+    offline_s += sum(float(np.median([row[stage] for row in offline])) for stage in offline[0])
+
     rows: list[Row] = []
     cpu = "onnxruntime-cpu"
     for name, seconds in ours.items():
@@ -294,9 +192,7 @@ def measure(
                 summary(*columns, extrapolated=frames > most_frames, fps=fps, frames=frames, peak_rss_mb=rss)
             )
         rows += released_rows(given.preset, audio_s, frames, fps, theirs, encoder_s)
-        constant = {stage: float(np.median([row[stage] for row in offline])) for stage in offline[0]}
-        constant["vq_decoder"] = decoding_s
-        whole = np.full(frames, sum(constant.values()) + encoder_s)
+        whole = np.full(frames, offline_s)
         beyond = frames > sampled[-1] + 1
         rows.append(
             summary(

@@ -48,11 +48,16 @@ class Probe:
         )
 
     def windows(self, manifest: Manifest) -> Iterator[Array]:
-        """The encoder's input of every hop, [window_samples], as the runtime cuts it."""
-        padded = np.pad(self.pcm, (manifest.context_samples, 0))
-        for first in range(0, len(self.noise), manifest.hop):
-            start = round(first * SAMPLE_RATE / manifest.fps)
-            yield padded[start : start + manifest.window_samples]
+        """The encoder's input of every hop, as the runtime cuts it."""
+        return windows(self.pcm, len(self.noise), manifest)
+
+
+def windows(pcm: Array, frames: int, manifest: Manifest) -> Iterator[Array]:
+    """The encoder's inputs [window_samples] for `frames` frames of pcm [n], silence around it."""
+    padded = np.pad(pcm, (manifest.context_samples, manifest.window_samples))
+    for first in range(0, frames, manifest.hop):
+        start = round(first * SAMPLE_RATE / manifest.fps)
+        yield padded[start : start + manifest.window_samples]
 
 
 def probe_audio(seconds: float) -> Array:

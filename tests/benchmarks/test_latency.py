@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from benchmarks import latency
+from benchmarks import latency, latency_subject
 from benchmarks.latency_rows import STAGES, document, summary, table
 
 KEYS = {
@@ -65,10 +65,8 @@ def test_a_hop_s_encoder_is_spread_over_its_frames() -> None:
 def test_nothing_is_timed_where_the_vertices_differ(
     bundled: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    subject = latency.subject
-
-    def other_weights(*given: object) -> latency.Subject:
-        found = subject(*given)  # type: ignore[arg-type]
+    def other_weights(*given: object) -> latency_subject.Subject:
+        found = latency_subject.subject(*given)  # type: ignore[arg-type]
         found.model.diff_ar_network.vq_latent_map.weight.data.mul_(1.5)
         return dataclasses.replace(found)
 

@@ -76,6 +76,37 @@ def alone(talker: Talker, part: Part, slot: int = 0) -> Array:
         return np.array([vertices for _, vertices in drain(batch)]).reshape(-1, talker.manifest.n_vertices, 3)
 
 
+def interrupted(talker: Talker, slots: type, where: str, monkeypatch: pytest.MonkeyPatch) -> list[Array]:
+    """The first two parts' frames while Ctrl-C ends every third call of the method `where` of `slots`."""
+    original: Any = getattr(slots, where)
+    calls = 0
+
+    def cut_short(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        result = original(*arguments)
+        if calls % 3 == 0:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(slots, where, cut_short)
+    with talker.batch() as batch:
+        streams = [batch.open(part.speaker, seed=part.seed) for part in CAST[:2]]
+        frames: dict[BatchStream, list[Array]] = {stream: [] for stream in streams}
+        for stream, part in zip(streams, CAST, strict=False):
+            stream.push(part.pcm)
+            stream.flush()
+        while not all(stream.finished for stream in streams):
+            try:
+                made = batch.step()
+            except KeyboardInterrupt:
+                continue
+            for stream, frame in made:
+                frames[stream].append(frame.vertices.copy())
+    assert calls > 3
+    return [np.array(frames[stream]) for stream in streams]
+
+
 def by_itself(talker: Talker, part: Part) -> Array:
     """The part's frames from `Talker.open`."""
     with talker.open(part.speaker, seed=part.seed) as stream:
@@ -379,35 +410,9 @@ def test_noise_that_fails_is_named_and_costs_the_others_nothing(many: Talker) ->
 def test_an_interrupted_step_is_simply_done_again(
     many: Talker, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = getattr(CpuSlots, where)
-    calls = 0
-
-    def interrupted(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        result = original(*arguments)
-        if calls % 3 == 0:
-            raise KeyboardInterrupt
-        return result
-
     expected = [alone(many, part, slot) for slot, part in enumerate(CAST[:2])]
-    monkeypatch.setattr(CpuSlots, where, interrupted)
-    with many.batch() as batch:
-        streams = [batch.open(part.speaker, seed=part.seed) for part in CAST[:2]]
-        frames: dict[BatchStream, list[Array]] = {stream: [] for stream in streams}
-        for stream, part in zip(streams, CAST, strict=False):
-            stream.push(part.pcm)
-            stream.flush()
-        while not all(stream.finished for stream in streams):
-            try:
-                made = batch.step()
-            except KeyboardInterrupt:
-                continue
-            for stream, frame in made:
-                frames[stream].append(frame.vertices.copy())
-    assert calls > 3
-    for stream, want in zip(streams, expected, strict=True):
-        np.testing.assert_array_equal(np.array(frames[stream]), want)
+    for got, want in zip(interrupted(many, CpuSlots, where, monkeypatch), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 def test_a_voice_moves_between_slots_and_streams(many: Talker) -> None:

@@ -10,15 +10,13 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from streamtalk_training.espeak import Utterance
 from streamtalk_training.visemes import Phone, UnknownPhoneError, cmu_phones
+from streamtalk_training.waves import read_wave
 
 # Measured: the vowels of this voice sound so much later than their labels say.
 _LABELS_EARLY_S = {"cmu_us_slt_arctic_hts": 0.012}
@@ -100,9 +98,7 @@ def _plain(text: str) -> str:
 
 
 def _utterance(base: Path, early_s: float) -> Utterance | UnknownPhoneError:
-    with wave.open(str(base.with_suffix(".wav"))) as file:
-        sample_rate = file.getframerate()
-        stored = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    pcm, sample_rate = read_wave(base.with_suffix(".wav"))
     phones: list[Phone] = []
     start_s = 0.0
     for label in base.with_suffix(".lab").read_text().splitlines()[1:]:  # the first line is a lone '#'
@@ -113,4 +109,4 @@ def _utterance(base: Path, early_s: float) -> Utterance | UnknownPhoneError:
         except UnknownPhoneError as error:
             return error
         start_s = end_s
-    return Utterance((stored / 32768).astype(np.float32), sample_rate, tuple(phones))
+    return Utterance(pcm, sample_rate, tuple(phones))

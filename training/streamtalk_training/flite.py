@@ -11,13 +11,11 @@ import re
 import shutil
 import subprocess
 import tempfile
-import wave
 from pathlib import Path
-
-import numpy as np
 
 from streamtalk_training.espeak import Utterance
 from streamtalk_training.visemes import Phone, cmu_phones
+from streamtalk_training.waves import read_wave
 
 # Measured: the vowels of this voice sound so much later than their labels say.
 _LABELS_EARLY_S = {"slt": 0.01}
@@ -59,13 +57,11 @@ def say(
         )
         if done.returncode != 0 or not out.exists():
             raise OSError(f"{program} failed: {done.stderr.strip() or done.stdout.strip()}")
-        with wave.open(str(out)) as file:
-            sample_rate = file.getframerate()
-            stored = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+        pcm, sample_rate = read_wave(out)
     phones: list[Phone] = []
     start_s = 0.0
     for name, end in _LABEL.findall(done.stdout):
         end_s = float(end) + _LABELS_EARLY_S.get(voice, 0.0)
         phones += cmu_phones(name, start_s, end_s)
         start_s = end_s
-    return Utterance((stored / 32768).astype(np.float32), sample_rate, tuple(phones))
+    return Utterance(pcm, sample_rate, tuple(phones))

@@ -24,7 +24,7 @@ from torch import nn
 from streamtalk import StreamTalkError
 from streamtalk.manifest import read_manifest
 from streamtalk_export.config import SAMPLE_RATE, load_config
-from streamtalk_export.drive import Graphs
+from streamtalk_export.drive import Graphs, windows
 from streamtalk_export.errors import ExportError
 from streamtalk_export.mel import MelEncoder
 from streamtalk_training.coarticulation import controls_from_weights
@@ -50,9 +50,7 @@ def encoder_features(folder: Path, pcm: Floats) -> Floats:
     manifest = read_manifest(folder)
     graphs = Graphs(folder, manifest)
     frames = int(len(pcm) * manifest.fps // SAMPLE_RATE)
-    padded = np.pad(pcm, (manifest.context_samples, manifest.window_samples))
-    starts = [round(first * SAMPLE_RATE / manifest.fps) for first in range(0, frames, manifest.hop)]
-    heard = [graphs.run("audio_encoder", pcm=padded[at : at + manifest.window_samples])[0] for at in starts]
+    heard = [graphs.run("audio_encoder", pcm=window)[0] for window in windows(pcm, frames, manifest)]
     return np.asarray(np.concatenate(heard)[:frames], np.float32)
 
 

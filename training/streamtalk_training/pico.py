@@ -9,7 +9,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-import wave
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 from streamtalk_training import aligner
 from streamtalk_training.espeak import Utterance
 from streamtalk_training.visemes import UnknownPhoneError
+from streamtalk_training.waves import read_wave
 
 SAMPLE_RATE = 16000
 VOLUME = 0.5  # its default of 1 clips
@@ -65,6 +65,4 @@ def _spoken(text: str, voice: str, speed: float, pitch: float) -> aligner.Floats
         done = subprocess.run([*command, "--", text], capture_output=True, text=True, check=False)
         if done.returncode != 0 or not out.exists():
             raise OSError(f"py_nanotts failed: {done.stderr.strip() or done.stdout.strip()}")
-        with wave.open(str(out)) as file:
-            stored = np.frombuffer(file.readframes(file.getnframes()), "<i2")
-    return stored.astype(np.float32) / np.float32(32768)
+        return read_wave(out)[0]

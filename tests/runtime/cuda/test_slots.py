@@ -14,12 +14,11 @@ import pytest
 from streamtalk import BackendError, Talker, backends
 from streamtalk.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from streamtalk.backends.slots import Slots
-from streamtalk.batch import BatchStream
 from streamtalk.cuda.slots import CudaSlots, runs
 from streamtalk.manifest import Manifest, read_manifest
 from streamtalk.trust import trust
 from tests.runtime.cuda.fake import FakeDriver, FakeStream, fake_gpu
-from tests.runtime.test_batch import CAST, SECOND, SLOTS, TOYS, alone, drain, play, same
+from tests.runtime.test_batch import CAST, SECOND, SLOTS, TOYS, alone, drain, interrupted, play, same
 from tests.runtime.test_trust import add_probe
 from tests.runtime.toy import Toy, speech
 
@@ -205,36 +204,10 @@ def test_the_next_hop_is_heard_while_frames_of_this_one_are_under_way(tmp_path: 
 def test_an_interrupted_step_is_simply_done_again(
     where: str, load: Callable[..., Talker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original: Any = getattr(CudaSlots, where)
-    calls = 0
-
-    def interrupted(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        result = original(*arguments)
-        if calls % 3 == 0:
-            raise KeyboardInterrupt
-        return result
-
     gpu, cpu = (load(Toy(batch=SLOTS), name) for name in ("fake", "onnxruntime-cpu"))
     expected = [alone(cpu, part, slot) for slot, part in enumerate(CAST[:2])]
-    monkeypatch.setattr(CudaSlots, where, interrupted)
-    with gpu.batch() as batch:
-        streams = [batch.open(part.speaker, seed=part.seed) for part in CAST[:2]]
-        frames: dict[BatchStream, list[Any]] = {stream: [] for stream in streams}
-        for stream, part in zip(streams, CAST, strict=False):
-            stream.push(part.pcm)
-            stream.flush()
-        while not all(stream.finished for stream in streams):
-            try:
-                made = batch.step()
-            except KeyboardInterrupt:
-                continue
-            for stream, frame in made:
-                frames[stream].append(frame.vertices.copy())
-    assert calls > 3
-    for stream, want in zip(streams, expected, strict=True):
-        assert np.array_equal(np.array(frames[stream]), want)
+    for got, want in zip(interrupted(gpu, CudaSlots, where, monkeypatch), expected, strict=True):
+        assert np.array_equal(got, want)
 
 
 def test_slots_that_differ_are_not_trusted(tmp_path: Path) -> None:

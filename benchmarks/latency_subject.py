@@ -1,0 +1,110 @@
+"""What `benchmarks.latency` measures: a preset as graphs and as the same model in torch, held against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.released import Released
+from streamtalk.audio.files import read_mono
+from streamtalk.manifest import Manifest, read_manifest
+from streamtalk_export import cli as export_cli
+from streamtalk_export.checkpoint import load_model, random_model
+from streamtalk_export.config import load_config
+from streamtalk_export.drive import Graphs, Probe, Stream, next_frame
+from streamtalk_export.hubert import hubert_config
+from streamtalk_export.model import TalkerModel, stream_frames
+from streamtalk_export.sampler import sampler_table
+
+ROOT = Path(__file__).resolve().parent.parent
+SEED = 0  # of the random weights
+PARITY_FRAMES = 6
+PARITY = 1e-3
+"""Largest difference of a vertex, as a share of the largest offset: float32 summed in another order, fed back."""
+
+
+class ParityError(Exception):
+    """Two systems that should give the same vertices do not."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A preset: its engine folder and the same model in torch."""
+
+    preset: str
+    folder: Path
+    model: TalkerModel
+    manifest: Manifest
+
+
+def subject(preset: str, cache: Path, engine: Path | None = None) -> Subject:
+    """Export `preset` unless `cache` has it. Raises ExportError and StreamTalkError."""
+    folder = engine or exported(preset, cache, "", [])
+    config = load_config(ROOT / "models/bundled/config.yaml" if preset == "bundled" else preset)
+    hubert = hubert_config(None) if config.audio.kind == "hubert" else None
+    if preset == "bundled":
+        model = load_model(config, hubert, ROOT / "models/bundled/model.safetensors")
+    else:
+        model = random_model(config, hubert, SEED)
+    return Subject(preset, folder, model.eval(), read_manifest(folder))
+
+
+def exported(preset: str, cache: Path, variant: str, options: Sequence[str]) -> Path:
+    """The engine folder of a preset's variant, exported where it is not there or of other weights."""
+    out = cache / f"{preset}{'-' + variant if variant else ''}"
+    given = [] if preset == "bundled" else ["--config", preset, "--random-weights", str(SEED)]
+    if preset == "bundled" or not (out / "manifest.json").exists():
+        export_cli.run(export_cli.parser().parse_args([*given, *options, "--out", str(out)]))
+    return out
+
+
+def speech(seconds: float) -> npt.NDArray[np.float32]:
+    """The demo clip again and again: [n] at 16 kHz."""
+    pcm = np.concatenate(list(read_mono(ROOT / "models/bundled/demo.wav", 16000, 1.0)))
+    return np.resize(pcm, round(seconds * 16000))
+
+
+def baseline(given: Subject, frames: int) -> Released:
+    """The released algorithm on `frames` frames of the same speech; latents are random, which no time depends on."""
+    m, generator = given.manifest, torch.Generator().manual_seed(SEED)
+    features = given.model.offline_features(torch.from_numpy(speech(frames / m.fps + 1)))[:frames]
+    noise = torch.randn(frames, m.latent_width, generator=generator)
+    latents = torch.randn(frames + 1, m.latent_width, generator=generator)
+    table = sampler_table(given.model.config.schedule, m.steps, m.sampler)
+    return Released(given.model, table, features, noise, latents)
+
+
+def check_parity(given: Subject, base: Released) -> float:
+    """The graphs' vertices against the released algorithm's, over the first frames; returns the worst share.
+
+    Raises ParityError.
+    """
+    m, graphs = given.manifest, Graphs(given.folder, given.manifest)
+    with np.load(given.folder / m.identity) as identity:
+        style, start = identity["styles"][0], identity["start_latent"]
+    template = np.zeros(3 * m.n_vertices, np.float32)
+    probe = Probe(np.empty(0, np.float32), base.noise.numpy(), style, start, template)
+    stream = Stream(m, start)
+    features = base.features[:PARITY_FRAMES]
+    made = stream_frames(
+        given.model, features, base.noise, base.speaker, base.table, m.history, m.decode_window
+    )
+    latents = [given.model.autoencoder.start_latent(), *(latent for _, latent, _ in made)]
+    released = replace(base, latents=torch.stack(latents))
+    worst = largest = 0.0
+    for i, feature in enumerate(features.numpy()):
+        vertices = next_frame(graphs, stream, feature, probe)
+        wanted = released.streaming_frame(i)[0].numpy().reshape(-1, 3)
+        worst = max(worst, float(np.abs(vertices - wanted).max()))
+        largest = max(largest, float(np.abs(wanted).max()))
+    if not worst <= PARITY * largest:
+        raise ParityError(
+            f"{given.preset}: graphs and released algorithm differ by {worst / largest:.1e} of the motion "
+            f"(bound {PARITY:.0e}): nothing was timed."
+        )
+    return worst / largest
