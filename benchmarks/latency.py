@@ -17,191 +17,179 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from benchmarks.latency_rows import Row, document, summary, table
+from benchmarks.latency_ablations import CPU, WITHOUT, naive_runs, variant_rows
+from benchmarks.latency_plot import plot
+from benchmarks.latency_rows import SCHEMA, Histogram, Row, hardware, summary, table, versions
+from benchmarks.latency_runs import overhead, stage_runs, streamed
 from benchmarks.latency_subject import (
+    ROOT,
     SEED,
     ParityError,
     Subject,
     baseline,
     check_parity,
-    exported,
     speech,
     subject,
 )
+from benchmarks.latency_targets import RELEASED, WINDOW, targets
+from benchmarks.latency_targets import table as targets_table
+from benchmarks.released import Released, Seconds
 from streamtalk import StreamTalkError, Talker
-from streamtalk.backends import available
+from streamtalk.backends import Options, available
 from streamtalk.manifest import Manifest
-from streamtalk_export.drive import Graphs
 from streamtalk_export.errors import ExportError
 
 CACHE = Path("~/.cache/streamtalk/benchmarks")
 PRESETS = ("bundled", "vocaset", "biwi")
-SECONDS = (3.0, 9.0, 15.0, 27.0, 60.0, 600.0, 3600.0)
-WARM_UP_FRAMES = 8
+SECONDS = (3.0, 9.0, 15.0, 21.0, 27.0, 60.0, 600.0, 3600.0)
 SAMPLED = (0, 30, 60, 120, 200, 269)
 """Frames of the released streaming path that are timed: 269 is the last of 9 s at 30 fps."""
-ROUNDS = 3
-VARIANTS: dict[str, dict[str, list[str]]] = {
-    "bundled": {"threads-1": [], "hop-4": ["--hop", "4"], "decode-window-32": ["--decode-window", "32"]},
-    "vocaset": {
-        "threads-1": [],
-        "no-fold": ["--no-fold"],
-        "decode-window-16": ["--decode-window", "16"],
-    },
-    "biwi": {"threads-1": []},
-}
-Seconds = npt.NDArray[np.float64]
+ROUNDS, REPEATS = 3, 8
+FULL_SIZE_FRAMES = 240
+"""Of ours at full size that are timed: more would take minutes and tell the same."""
+OFFLINE = "released-offline"
+_RELEASED_MEMORY = """
+import sys
+from pathlib import Path
+from benchmarks.latency_rows import peak_mb
+from benchmarks.latency_subject import baseline, subject
+preset, folder, frames = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+base = baseline(subject(preset, Path(), folder), frames)
+base.streaming_frame(frames - 1) if sys.argv[4] == "streaming" else base.decoding(frames)
+print(peak_mb())
+"""
+_OUR_MEMORY = """
+import sys, numpy, streamtalk
+from benchmarks.latency_rows import peak_mb
+with streamtalk.Talker.load(sys.argv[1], sys.argv[2]).open() as stream:
+    for _ in stream.push(numpy.zeros(48000, numpy.float32)): pass
+print(peak_mb())
+"""
 
 
-def streamed(talker: Talker, frames: int) -> Seconds:
-    """Seconds of each of `frames` frames after warm-up, whole, in a stream of the runtime; the first is a new stream's
-    first.
-    """
-    chunk = talker.sample_rate // talker.fps
-    pcm = speech((frames + WARM_UP_FRAMES) / talker.fps + 2)
-    took: list[float] = []
-    with talker.open() as stream:
-        for again in (False, True):
-            stream.reset()
-            wanted = frames if again else WARM_UP_FRAMES
-            took.clear()
-            for start in range(0, len(pcm), chunk):
-                ready, since = stream.push(pcm[start : start + chunk]), perf_counter()
-                for _ in ready:
-                    now = perf_counter()
-                    took.append(now - since)
-                    since = now
-                if len(took) >= wanted:
-                    break
-    return amortised(np.array(took[:frames]), talker.manifest.hop)
+@dataclass
+class Result:
+    """All that a run found."""
 
+    rows: list[Row] = field(default_factory=list)
+    histograms: list[Histogram] = field(default_factory=list)
+    overhead_ms: dict[str, float] = field(default_factory=dict)
+    """The runtime's own median beside its backend, by preset."""
+    settings: dict[str, object] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Backends that were not measured, and why."""
 
-def amortised(seconds: Seconds, hop: int) -> Seconds:
-    """The encoder's run, which falls on a hop's first frame, spread over the hop: each frame its hop's mean."""
-    if hop == 1:
-        return seconds
-    whole = len(seconds) // hop * hop
-    means = seconds[:whole].reshape(-1, hop).mean(1)
-    return np.repeat(means, hop) if whole else seconds
-
-
-def stage_inputs(m: Manifest) -> dict[str, dict[str, npt.NDArray[Any]]]:
-    """Inputs of every graph with all windows full."""
-    rng = np.random.default_rng(SEED)
-    made: dict[str, dict[str, npt.NDArray[Any]]] = {}
-    for name in ("audio_encoder", "condition_predictor", "diffusion_head", "vq_decoder", "frame"):
-        inputs: dict[str, npt.NDArray[Any]] = {}
-        for tensor in m.graphs[name].inputs:
-            shape = tuple(int(n) for n in tensor.shape)[1:]
-            full = {
-                "valid_frames": m.history,
-                "valid_latents": m.decode_window,
-                "position": 0,
-                "active": True,
-            }
-            if tensor.name in full:
-                inputs[tensor.name] = np.array(full[tensor.name])
-            else:
-                inputs[tensor.name] = (0.1 * rng.standard_normal(shape)).astype(np.float32)
-        made[name] = inputs
-    return made
-
-
-def peak_rss_mb(folder: Path, backend: str) -> float | None:
-    """Peak memory in MB of a process that loads an engine and streams three seconds; None where unknown."""
-    script = (
-        "import sys, resource, numpy as np, streamtalk\n"
-        "talker = streamtalk.Talker.load(sys.argv[1], sys.argv[2])\n"
-        "with talker.open() as stream:\n"
-        "    for _ in stream.push(np.zeros(48000, np.float32)): pass\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(folder), backend], capture_output=True, text=True, check=False
-    )
-    return round(float(done.stdout), 1) if done.returncode == 0 else None
+    def document(self) -> dict[str, object]:
+        """Ready for JSON."""
+        found = targets(self.rows, self.overhead_ms)
+        return {
+            "schema": SCHEMA,
+            "hardware": hardware(),
+            "versions": versions(),
+            "settings": self.settings,
+            "skipped": self.skipped,
+            "rows": [asdict(row) for row in self.rows],
+            "histograms": [asdict(histogram) for histogram in self.histograms],
+            "targets": [{**asdict(target), "met": target.met} for target in found],
+        }
 
 
 def measure(
-    given: Subject,
-    lengths: Sequence[float],
-    most_frames: int,
-    ablations: bool,
-    cache: Path,
-    skipped: dict[str, str],
-) -> list[Row]:
-    """All rows of one preset."""
-    m, fps = given.manifest, given.manifest.fps
+    given: Subject, lengths: Sequence[float], most_frames: int, ablations: bool, cache: Path, result: Result
+) -> None:
+    """Everything about one preset, into `result`. Raises ParityError, ExportError and StreamTalkError."""
+    fps = given.manifest.fps
     sampled = [i for i in SAMPLED if i < max(lengths) * fps]
     base = baseline(given, sampled[-1] + 1)
     print(f"{given.preset}: same vertices to {check_parity(given, base):.1e} of the motion", file=sys.stderr)
-
-    systems: dict[str, Talker] = {}
+    talkers: dict[str, Talker] = {}
     for backend in available():
         try:
-            systems[backend] = Talker.load(given.folder, backend)
+            talkers[backend] = Talker.load(given.folder, backend)
         except StreamTalkError as error:
-            skipped[backend] = str(error)
-    # Stages, in turns: ours and the released frames.
-    graphs, inputs = Graphs(given.folder, m), stage_inputs(m)
-    ours: dict[str, list[float]] = {name: [] for name in inputs}
-    theirs: dict[int, list[dict[str, float]]] = {i: [] for i in sampled}
-    offline: list[dict[str, float]] = []
-    window = given.model.config.window_size
-    for name, tensors in inputs.items():
-        graphs.run(name, **tensors)
+            result.skipped[backend] = str(error).replace(str(given.folder), "this export")
+
+    theirs, offline_s = stages(given, base, sampled, ablations, result)
+    encoder_s = encoder(given, sampled[-1] + 1)
+    peaks = {
+        RELEASED: peak_rss_mb(_RELEASED_MEMORY, given.preset, given.folder, sampled[-1] + 1, "streaming"),
+        OFFLINE: peak_rss_mb(_RELEASED_MEMORY, given.preset, given.folder, sampled[-1] + 1, "offline"),
+        **{backend: peak_rss_mb(_OUR_MEMORY, given.folder, backend) for backend in talkers},
+    }
+    for audio_s in lengths:
+        frames = int(audio_s * fps)
+        for backend, talker in talkers.items():
+            took = streamed(talker, min(frames, most_frames))
+            beyond = frames > most_frames
+            row = summary(given.preset, backend, "", audio_s, "total", took, extrapolated=beyond, fps=fps)
+            result.rows.append(row.lasting(frames, peaks[backend]))
+            if audio_s == max(
+                length for length in lengths if length * fps <= most_frames or length == lengths[0]
+            ):
+                result.histograms.append(Histogram.of(given.preset, backend, audio_s, took))
+        result.rows += released_rows(given.preset, audio_s, frames, fps, theirs, encoder_s, peaks[RELEASED])
+        whole = np.full(frames, encoder_s + offline_s)
+        beyond = frames > sampled[-1] + 1
+        row = summary(given.preset, OFFLINE, "", audio_s, "total", whole, extrapolated=beyond, fps=fps)
+        last_ms = round(1e3 * float(whole.sum()), 4)  # nothing is there before everything is
+        result.rows.append(replace(row.lasting(frames, peaks[OFFLINE]), first_frame_ms=last_ms))
+    if CPU in talkers:
+        own = overhead(talkers[CPU], min(int(max(lengths) * fps), most_frames))
+        result.overhead_ms[given.preset] = round(1e3 * float(np.median(own)), 4)
+    if ablations:
+        result.rows += variant_rows(given, min(9 * fps, most_frames), ROUNDS, cache)
+
+
+def stages(
+    given: Subject, base: Released, sampled: Sequence[int], ablations: bool, result: Result
+) -> tuple[dict[int, list[Seconds]], float]:
+    """Time single graphs of ours and single frames of the released algorithm in turns. Our rows go to `result`;
+    returns the released streaming path's, by frame, and seconds a frame of the offline path without its encoder.
+    """
+    m, threads = given.manifest, Options().cpu_threads()
+    runs = {(name, ""): run for name, run in stage_runs(given.folder, m, threads).items()}
+    if ablations:
+        naive = naive_runs(given, threads)
+        runs |= {(stage, WITHOUT[stage]): run for stage, run in naive.items()}
+    ours: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
+    theirs: dict[int, list[Seconds]] = {i: [] for i in sampled}
+    offline: list[Seconds] = []
+    window: list[float] = []
+    for run in runs.values():
+        run()
     base.streaming_frame(0)
     for _ in range(ROUNDS):
         for i in sampled:
             theirs[i].append(base.streaming_frame(i)[1])
-            for name, tensors in inputs.items():
-                for _ in range(4):
-                    began = perf_counter()
-                    graphs.run(name, **tensors)
-                    ours[name].append(perf_counter() - began)
-        offline.append(base.offline_frame(sampled[-1], window))
-    heard = torch.from_numpy(speech((sampled[-1] + 1) / fps))
-    began = perf_counter()
-    given.model.offline_features(heard)
-    encoder_s = (perf_counter() - began) / (sampled[-1] + 1)
+            for key, run in runs.items():
+                ours[key] += [run() for _ in range(REPEATS)]
+            if m.decode_window <= len(base.noise):
+                window.append(base.decoding(m.decode_window))
+        offline.append(base.offline_frame(sampled[-1], given.model.config.window_size))
     decoding_s = base.decoding(sampled[-1] + 1) / (sampled[-1] + 1)
 
-    offline_s = encoder_s + decoding_s
-    offline_s += sum(float(np.median([row[stage] for row in offline])) for stage in offline[0])
+    for (stage, variant), seconds in ours.items():
+        share = m.hop if stage == "audio_encoder" else 1
+        result.rows.append(summary(given.preset, CPU, variant, 0.0, stage, np.array(seconds) / share))
+    if window:
+        result.rows.append(summary(given.preset, RELEASED, WINDOW, 0.0, "vq_decoder", window))
+    denoising_s = sum(float(np.median([row[stage] for row in offline])) for stage in offline[0])
+    return theirs, decoding_s + denoising_s
 
-    rows: list[Row] = []
-    cpu = "onnxruntime-cpu"
-    for name, seconds in ours.items():
-        share = m.hop if name == "audio_encoder" else 1
-        rows.append(summary(given.preset, cpu, "", 0.0, name, np.array(seconds) / share))
-    for audio_s in lengths:
-        frames = int(audio_s * fps)
-        for backend, talker in systems.items():
-            timed = streamed(talker, min(frames, most_frames))
-            rss = peak_rss_mb(given.folder, backend) if audio_s == lengths[0] else None
-            columns = (given.preset, backend, "", audio_s, "total", timed)
-            rows.append(
-                summary(*columns, extrapolated=frames > most_frames, fps=fps, frames=frames, peak_rss_mb=rss)
-            )
-        rows += released_rows(given.preset, audio_s, frames, fps, theirs, encoder_s)
-        whole = np.full(frames, offline_s)
-        beyond = frames > sampled[-1] + 1
-        rows.append(
-            summary(
-                given.preset, "released-offline", "", audio_s, "total", whole, extrapolated=beyond, fps=fps
-            )
-        )
-    if ablations:
-        rows += ablation_rows(given, min(9 * fps, most_frames), cache)
-    return rows
+
+def encoder(given: Subject, frames: int) -> float:
+    """Seconds a frame of the released audio encoder, which hears a clip of `frames` at once."""
+    heard = torch.from_numpy(speech(frames / given.manifest.fps))
+    began = perf_counter()
+    given.model.offline_features(heard)
+    return (perf_counter() - began) / frames
 
 
 def released_rows(
@@ -209,69 +197,33 @@ def released_rows(
     audio_s: float,
     frames: int,
     fps: int,
-    theirs: dict[int, list[dict[str, float]]],
+    theirs: dict[int, list[Seconds]],
     encoder_s: float,
+    peak_mb: float | None = None,
 ) -> list[Row]:
     """The released streaming path on one length: every frame read off a line through those that were timed."""
     at = np.array(sorted(theirs), np.float64)
-    rows, total = [], np.full(frames, encoder_s)
-    beyond = bool(frames > at[-1] + 1)
+    total, beyond = np.full(frames, encoder_s), bool(frames > at[-1] + 1)
+    rows = [summary(preset, RELEASED, "", audio_s, "audio_encoder", total, extrapolated=beyond)]
     for stage in ("condition_predictor", "diffusion_head", "vq_decoder"):
         medians = [float(np.median([row[stage] for row in theirs[int(i)]])) for i in at]
         slope, level = np.polyfit(at, medians, 1) if len(at) > 1 else (0.0, medians[0])
         curve = np.maximum(level + max(slope, 0.0) * np.arange(frames), min(medians))
         total = total + curve
-        rows.append(summary(preset, "released-streaming", "", audio_s, stage, curve, extrapolated=beyond))
-    rows.append(
-        summary(preset, "released-streaming", "", audio_s, "total", total, extrapolated=beyond, fps=fps)
-    )
-    return rows
+        rows.append(summary(preset, RELEASED, "", audio_s, stage, curve, extrapolated=beyond))
+    whole = summary(preset, RELEASED, "", audio_s, "total", total, extrapolated=beyond, fps=fps)
+    return [*rows, whole.lasting(frames, peak_mb)]
 
 
-def ablation_rows(given: Subject, frames: int, cache: Path) -> list[Row]:
-    """Variants of ours on one length, in turns with the default."""
-    folders = {"": given.folder}
-    for name, options in VARIANTS[given.preset].items():
-        folders[name] = exported(given.preset, cache, name, options) if options else given.folder
-    talkers = {
-        name: Talker.load(folder, "onnxruntime-cpu", threads=1 if name == "threads-1" else None)
-        for name, folder in folders.items()
-    }
-    took: dict[str, list[Seconds]] = {name: [] for name in talkers}
-    part = max(frames // ROUNDS, 1)
-    for _ in range(ROUNDS):
-        for name, talker in talkers.items():
-            took[name].append(streamed(talker, part))
-    fps = given.manifest.fps
-    return [
-        summary(given.preset, "onnxruntime-cpu", name, part / fps, "total", np.concatenate(parts), fps=fps)
-        for name, parts in took.items()
-        if name
-    ]
-
-
-def ratios(rows: Sequence[Row], preset: str) -> str:
-    """How ours compares with the released streaming path at the last frame of 9 s, from the same run."""
-    mine = {
-        r.stage: r.p50_ms for r in rows if (r.preset, r.system, r.audio_s) == (preset, "onnxruntime-cpu", 0.0)
-    }
-    theirs = {
-        r.stage: r.max_ms
-        for r in rows
-        if (r.preset, r.system, r.audio_s) == (preset, "released-streaming", 9.0) and not r.extrapolated
-    }
-    if not theirs:
-        return f"{preset}: no 9 s among --seconds, so no ratio"
-    small = mine["condition_predictor"] + mine["diffusion_head"]
-    released = theirs["condition_predictor"] + theirs["diffusion_head"]
-    decoder = theirs["vq_decoder"] / mine["vq_decoder"]
-    return (
-        f"{preset}: at the last frame of 9 s predictor and head {released / small:.0f} times below released-streaming "
-        f"({small:.2f} against {released:.0f} ms), decoder {decoder:.1f} times"
-    )
+def peak_rss_mb(script: str, *arguments: object) -> float | None:
+    """Peak memory in MB of a process that runs `script`; None where it fails."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    return round(float(done.stdout.split()[-1]), 1) if done.returncode == 0 else None
 
 
 def settings_of(m: Manifest) -> dict[str, object]:
+    """What every figure of a model depends on."""
     return {
         "hop": m.hop,
         "context_s": m.context_samples / m.sample_rate,
@@ -286,48 +238,48 @@ def settings_of(m: Manifest) -> dict[str, object]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; returns the exit code: 1 where parity fails, 2 where something needed is missing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__)
-    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=["bundled", "vocaset"])
-    parser.add_argument("--seconds", type=float, nargs="+", default=list(SECONDS))
-    parser.add_argument(
-        "--engine", type=Path, help="an export of the one preset, its weights those of the preset"
-    )
-    parser.add_argument(
-        "--most-frames", type=int, default=1800, help="of ours that are timed a length (bundled)"
-    )
-    parser.add_argument("--no-ablations", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="the bundled model on 3 and 9 s: a minute")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="where exports are kept")
-    parser.add_argument("--json", type=Path)
+    add = parser.add_argument
+    add("--presets", nargs="+", choices=PRESETS, default=["bundled", "vocaset"])
+    add("--seconds", type=float, nargs="+", default=list(SECONDS), help="lengths of audio")
+    add("--engine", type=Path, help="an export of the one preset, its weights those of the preset")
+    add("--most-frames", type=int, default=1800, help="of ours that are timed a length (bundled)")
+    add("--no-ablations", action="store_true", help="at full size they take minutes of exporting")
+    add("--quick", action="store_true", help="the bundled model on 3 and 9 s, without ablations")
+    add("--cache", type=Path, default=CACHE, help="where exports are kept")
+    add("--json", type=Path, metavar="FILE", help="all figures")
+    add("--plot", type=Path, metavar="FILE", help="pictures of them")
     options = parser.parse_args(arguments)
     if options.quick:
         options.presets, options.seconds, options.no_ablations = ["bundled"], [3.0, 9.0], True
-    torch.set_num_threads(2)
+    if options.engine and len(options.presets) != 1:
+        parser.error("--engine is an export of one preset: give --presets with that one")
+    torch.set_num_threads(Options().cpu_threads())
+    torch.manual_seed(SEED)
     gc.disable()  # a collection between two frames is no frame's cost
-    rows: list[Row] = []
-    settings: dict[str, object] = {}
-    skipped: dict[str, str] = {}
+    result = Result()
     cache = options.cache.expanduser()
     try:
         for preset in options.presets:
             given = subject(preset, cache, options.engine)
-            settings[preset] = settings_of(given.manifest)
-            most = options.most_frames if preset == "bundled" else min(options.most_frames, 240)
-            rows += measure(given, sorted(options.seconds), most, not options.no_ablations, cache, skipped)
+            result.settings[preset] = settings_of(given.manifest)
+            most = options.most_frames if preset == "bundled" else min(options.most_frames, FULL_SIZE_FRAMES)
+            measure(given, sorted(options.seconds), most, not options.no_ablations, cache, result)
             gc.collect()
+        document = result.document()
+        if options.json:
+            options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        if options.plot:
+            plot(document, options.plot)
     except ParityError as error:
         print(error, file=sys.stderr)
         return 1
     except (ExportError, StreamTalkError, OSError) as error:
         print(f"latency: {error}", file=sys.stderr)
         return 2
-    print(table(rows))
-    for preset in options.presets:
-        print(ratios(rows, preset))
-    for backend, reason in skipped.items():
+    print(table(result.rows))
+    print(targets_table(targets(result.rows, result.overhead_ms)))
+    for backend, reason in result.skipped.items():
         print(f"skipped {backend}: {reason}")
-    if options.json:
-        result = json.dumps(document(settings, skipped, rows), indent=1) + "\n"
-        options.json.write_text(result, encoding="utf-8")
     return 0
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -37,6 +39,11 @@ class Row:
     late: int | None = None
     peak_rss_mb: float | None = None
 
+    def lasting(self, frames: int, peak_rss_mb: float | None) -> Row:
+        """The same for a length of `frames`, of which these were measured: late ones are scaled up."""
+        late = None if self.late is None else round(self.late / self.frames * frames)
+        return replace(self, frames=frames, late=late, peak_rss_mb=peak_rss_mb)
+
 
 def summary(
     preset: str,
@@ -48,40 +55,41 @@ def summary(
     *,
     extrapolated: bool = False,
     fps: int | None = None,
-    frames: int | None = None,
-    peak_rss_mb: float | None = None,
 ) -> Row:
     """A row of the `seconds` [n] that frames took, the first frame's first.
 
     With `fps` it is a whole frame: it has a real-time factor, and is late where it takes longer than a frame's
-    time. `frames` is the length's own number where fewer were measured: late ones are then scaled up.
+    time.
     """
     ms = 1e3 * np.asarray(seconds, np.float64)
     p50, p95, p99 = (round(float(v), 4) for v in np.percentile(ms, (50, 95, 99)))
-    count = len(ms) if frames is None else frames
-    whole: dict[str, float | int | None] = {}
+    whole: dict[str, float | int] = {}
     if fps is not None:
-        late = float((ms > 1e3 / fps).mean())
         whole = {
             "first_frame_ms": round(float(ms[0]), 4),
             "rtf": round(float(ms.mean()) * fps / 1e3, 5),
-            "late": round(late * count),
-            "peak_rss_mb": peak_rss_mb,
+            "late": int((ms > 1e3 / fps).sum()),
         }
-    columns = (preset, system, variant, audio_s, stage, extrapolated, count, p50, p95, p99)
+    columns = (preset, system, variant, audio_s, stage, extrapolated, len(ms), p50, p95, p99)
     return Row(*columns, round(float(ms.max()), 4), **whole)  # type: ignore[arg-type]
 
 
-def document(settings: dict[str, object], skipped: dict[str, str], rows: Sequence[Row]) -> dict[str, object]:
-    """The whole result, ready for JSON."""
-    return {
-        "schema": SCHEMA,
-        "hardware": hardware(),
-        "versions": versions(),
-        "settings": settings,
-        "skipped": skipped,
-        "rows": [asdict(row) for row in rows],
-    }
+@dataclass(frozen=True)
+class Histogram:
+    """How often a frame of one system took how long."""
+
+    preset: str
+    system: str
+    audio_s: float
+    edges_ms: list[float]
+    counts: list[int]
+
+    @classmethod
+    def of(cls, preset: str, system: str, audio_s: float, seconds: npt.ArrayLike) -> Histogram:
+        """Of the `seconds` [n] that frames took, in 50 bins from nothing to the slowest."""
+        ms = 1e3 * np.asarray(seconds, np.float64)
+        counts, edges = np.histogram(ms, 50, (0.0, float(ms.max())))
+        return cls(preset, system, audio_s, np.round(edges, 4).tolist(), counts.tolist())
 
 
 def hardware() -> dict[str, object]:
@@ -96,6 +104,16 @@ def hardware() -> dict[str, object]:
         "system": platform.system(),
         "memory_gb": round(pages / 1e9, 1),
     }
+
+
+def peak_mb() -> float:
+    """Peak resident memory of this process so far, in MB of 10^6 bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage's peak is inherited from the process that started this one
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def versions() -> dict[str, str]:

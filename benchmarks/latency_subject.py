@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 
 from benchmarks.released import Released
 from streamtalk.audio.files import read_mono
-from streamtalk.manifest import Manifest, read_manifest
+from streamtalk.manifest import Manifest, read_manifest, sha256_of
 from streamtalk_export import cli as export_cli
 from streamtalk_export.checkpoint import load_model, random_model
 from streamtalk_export.config import load_config
@@ -22,6 +24,7 @@ from streamtalk_export.model import TalkerModel, stream_frames
 from streamtalk_export.sampler import sampler_table
 
 ROOT = Path(__file__).resolve().parent.parent
+BUNDLED = ROOT / "models" / "bundled"
 SEED = 0  # of the random weights
 PARITY_FRAMES = 6
 PARITY = 1e-3
@@ -45,27 +48,38 @@ class Subject:
 def subject(preset: str, cache: Path, engine: Path | None = None) -> Subject:
     """Export `preset` unless `cache` has it. Raises ExportError and StreamTalkError."""
     folder = engine or exported(preset, cache, "", [])
-    config = load_config(ROOT / "models/bundled/config.yaml" if preset == "bundled" else preset)
+    config = load_config(BUNDLED / "config.yaml" if preset == "bundled" else preset)
     hubert = hubert_config(None) if config.audio.kind == "hubert" else None
     if preset == "bundled":
-        model = load_model(config, hubert, ROOT / "models/bundled/model.safetensors")
+        model = load_model(config, hubert, BUNDLED / "model.safetensors")
     else:
         model = random_model(config, hubert, SEED)
     return Subject(preset, folder, model.eval(), read_manifest(folder))
 
 
 def exported(preset: str, cache: Path, variant: str, options: Sequence[str]) -> Path:
-    """The engine folder of a preset's variant, exported where it is not there or of other weights."""
-    out = cache / f"{preset}{'-' + variant if variant else ''}"
+    """The engine folder of a preset's variant, exported where `cache` has none of this exporter and these weights."""
+    name = f"{preset}-{variant}" if variant else preset
+    out = cache / f"{name}@{_key(preset, options)}"
     given = [] if preset == "bundled" else ["--config", preset, "--random-weights", str(SEED)]
-    if preset == "bundled" or not (out / "manifest.json").exists():
+    if not (out / "manifest.json").exists():
+        for old in cache.glob(f"{name}@*"):
+            shutil.rmtree(old)
         export_cli.run(export_cli.parser().parse_args([*given, *options, "--out", str(out)]))
     return out
 
 
+def _key(preset: str, options: Sequence[str]) -> str:
+    """A short hash of all that an export depends on here."""
+    sources = sorted(Path(export_cli.__file__).parent.glob("*.py"))
+    weights = [BUNDLED / name for name in ("model.safetensors", "config.yaml", "face.npz")]
+    hashes = [sha256_of(path) for path in (*sources, *(weights if preset == "bundled" else ()))]
+    return hashlib.sha256(" ".join([*hashes, *options]).encode()).hexdigest()[:8]
+
+
 def speech(seconds: float) -> npt.NDArray[np.float32]:
     """The demo clip again and again: [n] at 16 kHz."""
-    pcm = np.concatenate(list(read_mono(ROOT / "models/bundled/demo.wav", 16000, 1.0)))
+    pcm = np.concatenate(list(read_mono(BUNDLED / "demo.wav", 16000, 1.0)))
     return np.resize(pcm, round(seconds * 16000))
 
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
+from pathlib import Path
+from time import sleep
+from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks import latency, latency_subject
-from benchmarks.latency_rows import STAGES, document, summary, table
+from benchmarks import latency, latency_plot, latency_runs, latency_subject
+from benchmarks.latency_ablations import CPU
+from benchmarks.latency_rows import STAGES, Histogram, summary, table
+from benchmarks.latency_targets import targets
 
+from streamtalk import Talker
+
+THEIRS = {"condition_predictor": 0.01, "diffusion_head": 0.02, "vq_decoder": 0.03}
 KEYS = {
     *(
         "preset",
@@ -30,19 +39,80 @@ KEYS = {
 def test_a_row_counts_late_frames_and_scales_them() -> None:
     seconds = np.full(100, 0.002)
     seconds[:2] = 0.05  # beyond a frame's time of 1/30 s
-    row = summary("p", "s", "", 10.0, "total", seconds, fps=30, frames=300, extrapolated=True)
-    assert (row.late, row.frames, row.extrapolated) == (6, 300, True)
+    row = summary("p", "s", "", 10.0, "total", seconds, fps=30, extrapolated=True).lasting(300, 95.5)
+    assert (row.late, row.frames, row.extrapolated, row.peak_rss_mb) == (6, 300, True, 95.5)
     assert (row.first_frame_ms, row.p50_ms, row.max_ms) == (50.0, 2.0, 50.0)
     assert row.rtf == pytest.approx((2 * 0.05 + 98 * 0.002) / 100 * 30, rel=1e-4)
 
 
 def test_the_document_has_the_schema() -> None:
     row = summary("p", "s", "", 1.0, STAGES[0], [0.001])
-    made = json.loads(json.dumps(document({}, {}, [row])))
-    assert set(made) == {"schema", "hardware", "versions", "settings", "skipped", "rows"}
+    made = json.loads(json.dumps(latency.Result([row]).document()))
+    assert {"schema", "hardware", "versions", "rows"} <= set(made)
     assert set(made["rows"][0]) == KEYS
     assert made["rows"][0]["rtf"] is None  # of one stage it would mean nothing
     assert "1.00" in table([row])
+
+
+def test_targets_are_read_off_the_rows() -> None:
+    """300 times is 3 s against 10 ms; a decoder of 18 ms against 10 is not twice as fast."""
+    own = [
+        summary("vocaset", CPU, "", 0.0, stage, [seconds])
+        for stage, seconds in (
+            ("condition_predictor", 0.008),
+            ("diffusion_head", 0.002),
+            ("vq_decoder", 0.010),
+        )
+    ]
+    theirs = [
+        summary("vocaset", "released-streaming", "", 9.0, stage, [0.1, 1.5])
+        for stage in ("condition_predictor", "diffusion_head")
+    ]
+    window = summary("vocaset", "released-streaming", "whole-window", 0.0, "vq_decoder", [0.018])
+    one_thread = summary("bundled", CPU, "threads-1", 9.0, "total", np.full(100, 0.011), fps=30)
+    found = targets([*own, *theirs, window, one_thread], {"bundled": 0.19})
+    assert [round(target.measured, 4) for target in found] == [300.0, 1.8, 11.0, 0.19]
+    assert [target.met for target in found] == [True, False, False, True]
+    assert "**no**" in found[1].line
+
+
+def test_the_runtime_s_own_time_excludes_its_backend(talker: Talker) -> None:
+    class Slow:
+        """A backend that takes 3 ms a frame beside its work."""
+
+        def __init__(self, backend: Any) -> None:
+            self.backend = backend
+
+        def lane(self, *given: Any) -> Any:
+            lane = self.backend.lane(*given)
+            frame = lane.frame
+
+            def slow(index: int) -> None:
+                sleep(0.003)
+                frame(index)
+
+            lane.frame = slow
+            return lane
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.backend, name)
+
+    slow = replace(talker, choice=replace(talker.choice, backend=Slow(talker.choice.backend)))
+    assert np.median(latency_runs.streamed(slow, 40)) > 0.003
+    assert np.median(latency_runs.overhead(slow, 40)) < 0.002
+
+
+def test_pictures_are_drawn_from_the_document(tmp_path: Path) -> None:
+    rows = [summary("bundled", CPU, "", audio_s, "total", [0.002] * 9, fps=30) for audio_s in (3.0, 9.0)]
+    rows += [summary("bundled", CPU, "", 0.0, stage, [0.001]) for stage in STAGES]
+    rows += latency.released_rows("bundled", 9.0, 270, 30, {0: [THEIRS], 269: [THEIRS]}, 0.01)
+    histogram = Histogram.of("bundled", CPU, 9.0, [0.001, 0.002, 0.002])
+    assert sum(histogram.counts) == 3
+    result = latency.Result(rows, [histogram], settings={"bundled": {"fps": 30}})
+    written, picture = tmp_path / "result.json", tmp_path / "picture.png"
+    written.write_text(json.dumps(result.document()))
+    assert latency_plot.main([str(written), str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_lies_beyond_the_timed_frames_is_marked_and_grows() -> None:
@@ -59,7 +129,7 @@ def test_what_lies_beyond_the_timed_frames_is_marked_and_grows() -> None:
 
 def test_a_hop_s_encoder_is_spread_over_its_frames() -> None:
     seconds = np.array([0.5, 0.1, 0.1, 0.1, 0.9, 0.1, 0.1, 0.1])
-    np.testing.assert_allclose(latency.amortised(seconds, 4), [0.2] * 4 + [0.3] * 4)
+    np.testing.assert_allclose(latency_runs.amortised(seconds, 4), [0.2] * 4 + [0.3] * 4)
 
 
 def test_nothing_is_timed_where_the_vertices_differ(

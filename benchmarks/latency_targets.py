@@ -1,0 +1,83 @@
+"""What a latency benchmark is held to, read off its rows: every ratio comes from one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.latency_ablations import CPU, ONE_THREAD
+from benchmarks.latency_rows import Row
+
+CLIP_S = 9.0
+"""The clip whose last frame the released streaming path is compared on: 269 at 30 fps."""
+RELEASED = "released-streaming"
+WINDOW = "whole-window"
+"""The variant of the released decoder that sees one decode window of ours instead of the whole clip."""
+SMALL_RATIO, DECODER_RATIO = 300.0, 2.0
+BUNDLED_P99_MS, OVERHEAD_MS = 10.0, 0.2
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound and what was measured; `at_least` tells its direction."""
+
+    name: str
+    measured: float
+    bound: float
+    at_least: bool
+    unit: str
+
+    @property
+    def met(self) -> bool:
+        return self.measured >= self.bound if self.at_least else self.measured <= self.bound
+
+    @property
+    def line(self) -> str:
+        bound = f"{'≥' if self.at_least else '≤'} {self.bound:g} {self.unit}"
+        return (
+            f"| {self.name} | {self.measured:.3g} {self.unit} | {bound} | {'yes' if self.met else '**no**'} |"
+        )
+
+
+def targets(rows: Sequence[Row], overhead_ms: dict[str, float]) -> list[Target]:
+    """Every target whose rows are there; `overhead_ms` is the runtime's own median, by preset."""
+    return [*_released(rows), *_bundled(rows, overhead_ms)]
+
+
+def _released(rows: Sequence[Row]) -> Iterator[Target]:
+    """Full size, against the released algorithm; the bundled model is too small for such ratios."""
+    for preset in dict.fromkeys(row.preset for row in rows if row.preset != "bundled"):
+        own = {
+            r.stage: r.p50_ms
+            for r in rows
+            if (r.preset, r.system, r.variant, r.audio_s) == (preset, CPU, "", 0.0)
+        }
+        last = {
+            r.stage: r.max_ms
+            for r in rows
+            if (r.preset, r.system, r.audio_s, r.extrapolated) == (preset, RELEASED, CLIP_S, False)
+        }
+        if last:
+            released = last["condition_predictor"] + last["diffusion_head"]
+            ratio = released / (own["condition_predictor"] + own["diffusion_head"])
+            name = f"{preset}: predictor and head, {RELEASED} at the last frame of {CLIP_S:g} s against ours"
+            yield Target(name, ratio, SMALL_RATIO, True, "times")
+        for row in rows:
+            if (row.preset, row.system, row.variant) == (preset, RELEASED, WINDOW):
+                name = f"{preset}: decoder, eager PyTorch on the whole decode window against ours"
+                yield Target(name, row.p50_ms / own["vq_decoder"], DECODER_RATIO, True, "times")
+
+
+def _bundled(rows: Sequence[Row], overhead_ms: dict[str, float]) -> Iterator[Target]:
+    for row in rows:
+        if (row.preset, row.variant, row.stage) == ("bundled", ONE_THREAD, "total"):
+            yield Target("bundled: p99 of a frame on one thread", row.p99_ms, BUNDLED_P99_MS, False, "ms")
+    for preset, measured in overhead_ms.items():
+        yield Target(
+            f"{preset}: the runtime's own time beside its backend's", measured, OVERHEAD_MS, False, "ms"
+        )
+
+
+def table(found: Sequence[Target]) -> str:
+    """Targets as markdown."""
+    return "\n".join(["| target | measured | bound | met |", "|---|---|---|---|", *(t.line for t in found)])
