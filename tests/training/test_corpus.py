@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamtalk_training import corpus
+from streamtalk_training import corpus, festival
 from streamtalk_training.clips import Clip, ClipSpec, render
 from streamtalk_training.sentences import generated_sentences, split_of
 from streamtalk_training.voices import (
@@ -25,7 +25,8 @@ from streamtalk_training.voices import (
 )
 
 SPEAK = corpus.speaker([], Engines())
-ALL_ENGINES = Engines(flite=Path("flite"), festival=None, pico=Path("py_nanotts"))
+FESTIVAL = festival.Festival(Path("festival"), Path("data"), None)
+ALL_ENGINES = Engines(flite=Path("flite"), festival=FESTIVAL, pico=Path("py_nanotts"), abroad=FESTIVAL)
 
 
 @pytest.fixture
@@ -155,8 +156,11 @@ def test_training_is_as_mixed_as_planned() -> None:
     foreign = [spec for spec in speaking if spec.voice.partition("+")[0] in FOREIGN_ACCENTS]
     by_flite = [spec for spec in speaking if spec.engine == "flite"]
     by_pico = [spec for spec in speaking if spec.engine == "pico"]
+    abroad = [spec for spec in speaking if spec.voice in festival.ABROAD]
     warped = [spec for spec in speaking if spec.warp != 1]
     assert portion(silent, train) == pytest.approx(corpus.SOUND_SHARE, abs=share)
+    assert portion(abroad, speaking) == pytest.approx(corpus.ABROAD_SHARE, abs=share)
+    assert {spec.voice for spec in abroad} == set(festival.ABROAD)
     assert portion(foreign, speaking) == pytest.approx(corpus.FOREIGN_SHARE, abs=share)
     assert portion(by_flite, speaking) == pytest.approx(corpus.FLITE_SHARE, abs=share)
     assert portion(by_pico, speaking) == pytest.approx(corpus.PICO_SHARE, abs=share)

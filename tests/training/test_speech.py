@@ -20,8 +20,15 @@ from streamtalk_training.clips import ClipSpec, Speak, render, warped, with_sile
 from streamtalk_training.coarticulation import ARKIT_INDEX
 from streamtalk_training.corpus import speaker
 from streamtalk_training.espeak import Utterance
-from streamtalk_training.foreign import foreign_sentence
-from streamtalk_training.visemes import VOWELS, Phone, UnknownPhoneError, espeak_phones
+from streamtalk_training.foreign import foreign_sentence, invented_sentence
+from streamtalk_training.visemes import (
+    BILABIAL,
+    VOWELS,
+    Phone,
+    UnknownPhoneError,
+    espeak_phones,
+    festival_phones,
+)
 from streamtalk_training.voices import FESTIVAL_VOICES, FOREIGN_ACCENTS, PICO_VOICES, Engines, find_engines
 
 FOREIGN = {
@@ -109,6 +116,40 @@ def test_festival_labels_fit_the_sound(engines: Engines, voice: str) -> None:
     spoken = [said for said in festival.say_all(engines.festival, lines) if isinstance(said, Utterance)]
     assert len(spoken) == len(lines)
     assert abs(vowel_lag_s(spoken)) <= MOST_LAG_S
+
+
+@pytest.mark.parametrize("voice", festival.ABROAD)
+def test_festival_s_labels_abroad_fit_the_sound(engines: Engines, voice: str) -> None:
+    if engines.abroad is None:
+        pytest.skip("no festival voices of other languages")
+    chooser = random.Random(1)
+    lines = [festival.Line(invented_sentence(festival.ABROAD[voice], chooser), voice, 1.0) for _ in range(12)]
+    spoken = [said for said in festival.say_all(engines.abroad, lines) if isinstance(said, Utterance)]
+    assert len(spoken) == len(lines)
+    assert abs(vowel_lag_s(spoken)) <= MOST_LAG_S
+    again = festival.say_all(engines.abroad, lines)
+    for one, other in zip(spoken, again, strict=True):
+        assert isinstance(other, Utterance)
+        np.testing.assert_array_equal(one.pcm, other.pcm)
+
+
+@pytest.mark.parametrize(
+    ("language", "name", "viseme"),
+    [("it", "o1", "OW"), ("it", "nf", "FV"), ("fi", "p:", BILABIAL), ("fi", "7", "UH"), ("cs", "r~*", "SH")],
+)
+def test_festival_s_phones_abroad_have_visemes(language: str, name: str, viseme: str) -> None:
+    assert festival_phones(name, 0.0, 0.1, language) == [Phone(0.0, 0.1, name.rstrip("1:"), viseme)]
+    with pytest.raises(UnknownPhoneError, match="none-such"):
+        festival_phones("none-such", 0.0, 0.1, language)
+
+
+@pytest.mark.parametrize("language", sorted(set(festival.ABROAD.values())))
+def test_invented_words_close_the_lips_often(language: str) -> None:
+    chooser = random.Random(3)
+    text = " ".join(invented_sentence(language, chooser) for _ in range(200)).lower()
+    letters = [letter for letter in text if letter.isalpha()]
+    assert sum(letter in "pbm" for letter in letters) / len(letters) > 0.08
+    assert len(set(text.split())) > 500  # made up, not a few known by heart
 
 
 def test_festival_says_why_it_failed(engines: Engines) -> None:

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from streamtalk_training import espeak, festival, flite, pico, runs, sounds
 from streamtalk_training.clips import SAMPLE_RATE, TRAINED_SOUND_S, Clip, ClipSpec, Speak, render
 from streamtalk_training.espeak import Utterance
-from streamtalk_training.foreign import foreign_sentence
+from streamtalk_training.foreign import foreign_sentence, invented_sentence
 from streamtalk_training.sentences import generated_sentences, split_of, wordnet_sentences
 from streamtalk_training.visemes import Phone, UnknownPhoneError, tables
 from streamtalk_training.voices import (
@@ -42,16 +42,17 @@ from streamtalk_training.voices import (
     find_engines,
 )
 
-CORPUS_VERSION = 2
+CORPUS_VERSION = 3
 """Raised whenever the same specs would give other clips: shards of before are then refused."""
 CLIPS_PER_SHARD = 64
 CHARACTERS_A_SECOND = 15.0  # of speech at the usual pace: turns hours into a number of clips
 PAUSES_A_CLIP_S = 1.8
 SOUND_SHARE = 0.2  # of the clips: no speech at all
-FOREIGN_SHARE = 0.12  # of the speaking clips, as the shares below
-FLITE_SHARE = 0.24  # where flite is at hand
-FESTIVAL_SHARE = 0.16  # where festival is at hand
-PICO_SHARE = 0.26  # where Pico is at hand; one sentence in four is not to be aligned, and left out
+FOREIGN_SHARE = 0.1  # of the speaking clips, as the shares below
+FLITE_SHARE = 0.22  # where flite is at hand
+FESTIVAL_SHARE = 0.14  # where festival is at hand
+ABROAD_SHARE = 0.2  # where festival has its voices of other languages
+PICO_SHARE = 0.22  # where Pico is at hand; one sentence in four is not to be aligned, and left out
 WARPED_SHARE = 0.6
 WARPS = (0.86, 1.18)
 RICH_SHARE = 0.15  # of the clips say sentences full of what lips show best, or models hear worst
@@ -112,7 +113,9 @@ def _training(sentences: Sequence[str], plan: CorpusPlan) -> Iterator[ClipSpec]:
         language = voice.partition("+")[0]
         source = rich if chooser.random() < RICH_SHARE else plenty
         count = chooser.choice((1, 1, 2, 3))
-        if language in FOREIGN_ACCENTS:
+        if voice in festival.ABROAD:
+            said = tuple(invented_sentence(festival.ABROAD[voice], chooser) for _ in range(count))
+        elif language in FOREIGN_ACCENTS:
             said = tuple(foreign_sentence(language, chooser) for _ in range(count))
         else:
             said = tuple(next(source) for _ in range(count))
@@ -129,8 +132,11 @@ def _training_voice(chooser: random.Random, engines: Engines) -> tuple[str, str]
     draw = chooser.random()
     if draw < FOREIGN_SHARE:
         return "espeak", chooser.choice(FOREIGN_ACCENTS) + suffix
-    if draw < FOREIGN_SHARE + FLITE_SHARE and engines.flite is not None:
-        return "flite", chooser.choice(TRAIN_FLITE_VOICES)
+    if draw < FOREIGN_SHARE + FLITE_SHARE:
+        if engines.flite is not None:
+            return "flite", chooser.choice(TRAIN_FLITE_VOICES)
+    elif draw < FOREIGN_SHARE + FLITE_SHARE + ABROAD_SHARE and engines.abroad is not None:
+        return "festival", chooser.choice(list(festival.ABROAD))
     if draw > 1 - FESTIVAL_SHARE:
         if engines.festival is not None:
             return "festival", chooser.choice(FESTIVAL_VOICES)

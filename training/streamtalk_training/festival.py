@@ -1,8 +1,10 @@
 """Speech with phone times from Festival, an optional third engine.
 
 Debian packages: `festival`, `libestools2.5`, `festlex-cmu`, `festlex-poslex`, `festvox-us-slt-hts`,
-`festvox-kallpc16k` and `festvox-kdlpc16k`; installed or merely unpacked (`dpkg -x`). The program starts slowly,
-so that many sentences are spoken by one process.
+`festvox-kallpc16k` and `festvox-kdlpc16k`; and eight voices of three other languages, cut from recordings:
+`festlex-ifd`, `festvox-italp16k`, `festvox-itapc16k`, `festvox-suopuhe-common`, `festvox-suopuhe-lj`,
+`festvox-suopuhe-mv`, `festival-czech` and `festvox-czech-dita`, `-krb`, `-machac`, `-ph`. Installed or merely
+unpacked (`dpkg -x`). The program starts slowly, so that many sentences are spoken by one process.
 """
 
 from __future__ import annotations
@@ -15,11 +17,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamtalk_training.espeak import Utterance
-from streamtalk_training.visemes import Phone, UnknownPhoneError, cmu_phones
+from streamtalk_training.visemes import Phone, UnknownPhoneError, cmu_phones, festival_phones
 from streamtalk_training.waves import read_wave
 
+ABROAD = {
+    "lp_diphone": "it",
+    "pc_diphone": "it",
+    "hy_fi_mv_diphone": "fi",
+    "suo_fi_lj_diphone": "fi",
+    "czech_dita": "cs",
+    "czech_krb": "cs",
+    "czech_machac": "cs",
+    "czech_ph": "cs",
+}
+"""Voices that speak no English, and the language of each."""
+_ENCODINGS = {"it": "latin-1", "fi": "latin-1", "cs": "iso8859-2"}
 # Measured: the vowels of this voice sound so much later than their labels say.
 _LABELS_EARLY_S = {"cmu_us_slt_arctic_hts": 0.012}
+# Czech voices look for their recordings where they would be installed, and draw durations by chance.
+_CZECH = """
+(set! czech-randomize nil)
+(set! {variable}-unisyn-index "{data}/voices/czech/{voice}/group/{group}.group")
+"""
 _SAVE = """
 (define (speak_into text base)
   (let ((utt (utt.synth (eval (list 'Utterance 'Text text)))))
@@ -36,6 +55,12 @@ class Festival:
     program: Path
     data: Path
     libraries: Path | None
+
+    @property
+    def abroad(self) -> bool:
+        """Whether every voice of `ABROAD` is there."""
+        folders = {path.name for path in (self.data / "voices").glob("*/*")}
+        return folders.issuperset(ABROAD)
 
 
 @dataclass(frozen=True)
@@ -65,47 +90,54 @@ def say_all(installed: Festival, lines: Sequence[Line]) -> list[Utterance | Unkn
         return []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        script = [_SAVE]
+        data = str(installed.data.resolve())
+        script = [_SAVE.encode()]
+        for voice in sorted({line.voice for line in lines if ABROAD.get(line.voice) == "cs"}):
+            group = voice.removeprefix("czech_")
+            czech = _CZECH.format(variable=f"czech-{group}", data=data, voice=voice, group=group)
+            script.append(czech.encode())
         for index, line in enumerate(lines):
-            script.append(f"(voice_{line.voice})")
-            script.append(f"(Parameter.set 'Duration_Stretch {line.stretch:.3f})")
-            script.append(f'(speak_into "{_plain(line.text)}" "{folder / str(index)}")')
+            script.append(f"(voice_{line.voice})".encode())
+            script.append(f"(Parameter.set 'Duration_Stretch {line.stretch:.3f})".encode())
+            script.append(b'(speak_into "%b" "%b")' % (_plain(line), str(folder / str(index)).encode()))
         path = folder / "lines.scm"
-        path.write_text("\n".join(script), encoding="ascii")
+        path.write_bytes(b"\n".join(script))
         environment = dict(os.environ)
         if installed.libraries is not None:
             libraries = sorted({str(found.parent) for found in installed.libraries.rglob("lib*.so*")})
             environment["LD_LIBRARY_PATH"] = ":".join([*libraries, environment.get("LD_LIBRARY_PATH", "")])
-        data = str(installed.data)
         done = subprocess.run(
-            [str(installed.program), "--datadir", data, "--libdir", data, "-b", str(path)],
+            [str(installed.program.resolve()), "--datadir", data, "--libdir", data, "-b", str(path)],
             capture_output=True,
             text=True,
+            errors="replace",  # it quotes its own files, each in an encoding of its own
+            cwd=data,  # where the Czech dictionary is looked for
             env=environment,
             check=False,
         )
         if not (folder / f"{len(lines) - 1}.lab").exists():
             raise OSError(f"{installed.program} failed: {done.stderr.strip() or done.stdout.strip()}")
-        return [
-            _utterance(folder / str(index), _LABELS_EARLY_S.get(line.voice, 0.0))
-            for index, line in enumerate(lines)
-        ]
+        return [_utterance(folder / str(index), line.voice) for index, line in enumerate(lines)]
 
 
-def _plain(text: str) -> str:
-    """`text` as it may stand between the quotes of a scheme string."""
-    return text.encode("ascii", "ignore").decode().replace("\\", " ").replace('"', " ")
+def _plain(line: Line) -> bytes:
+    """The text of `line` as it may stand between the quotes of a scheme string."""
+    encoding = _ENCODINGS[ABROAD[line.voice]] if line.voice in ABROAD else "ascii"
+    return line.text.replace("\\", " ").replace('"', " ").encode(encoding, "ignore")
 
 
-def _utterance(base: Path, early_s: float) -> Utterance | UnknownPhoneError:
+def _utterance(base: Path, voice: str) -> Utterance | UnknownPhoneError:
     pcm, sample_rate = read_wave(base.with_suffix(".wav"))
     phones: list[Phone] = []
     start_s = 0.0
     for label in base.with_suffix(".lab").read_text().splitlines()[1:]:  # the first line is a lone '#'
         end, _, phone = label.split()
-        end_s = float(end) + early_s
+        end_s = float(end) + _LABELS_EARLY_S.get(voice, 0.0)
         try:
-            phones += cmu_phones(phone, start_s, end_s)
+            if voice in ABROAD:
+                phones += festival_phones(phone, start_s, end_s, ABROAD[voice])
+            else:
+                phones += cmu_phones(phone, start_s, end_s)
         except UnknownPhoneError as error:
             return error
         start_s = end_s

@@ -1,6 +1,7 @@
 """Words of fifteen languages, strung together: sounds that English lacks, for a mouth that should not care.
 
-The words are everyday ones, written down for this purpose; their order is random, which no phone minds.
+The words are everyday ones, written down for this purpose; their order is random, which no phone minds. Three of the
+languages are spelled as they sound, and have words made up as well: any two of their sounds may meet.
 """
 
 from __future__ import annotations
@@ -54,6 +55,41 @@ _WORDS = {
     "upepo kahawa daraja barabara mbwa ua jioni mkate njia bibi supu samaki filamu kichwa viatu rafiki "
     "mwezi wimbo pamoja furaha",
 }
+
+# What may begin a syllable and what may be its vowel, as spelled; lips show the doubled ones best.
+_ONSETS = {
+    "it": "p p b b m m f v t d n l r s z c gn sc pr fr br tr st sp qu gu gli",
+    "fi": "p p p m m m v v t n l r s k h j",
+    "cs": "p p b b m m f v v t d n l r s z š ž č ř c h ch j k pr br st sp mn ť ň",
+}
+_VOWELS = {
+    "it": "a e i o u ia io uo",
+    "fi": "a e i o u y ä ö aa ii uu ai au ei oi uo yö ie",
+    "cs": "a e i o u á í é ů ou",
+}
+_CODAS = {"it": "n l r m", "fi": "n s l r m", "cs": "n m l r s t k v p"}
+_OPEN_SYLLABLES = 0.75
+_MADE_UP = 0.7  # of the words
+
+
+def invented_sentence(language: str, generator: random.Random) -> str:
+    """Four to nine words of `language` (`it`, `fi`, `cs`), most of them made up.
+
+    Raises KeyError for another language.
+    """
+    onsets, vowels, codas = (part[language].split() for part in (_ONSETS, _VOWELS, _CODAS))
+    known = _WORDS[language].split()
+
+    def syllable() -> str:
+        coda = "" if generator.random() < _OPEN_SYLLABLES else generator.choice(codas)
+        return generator.choice(onsets) + generator.choice(vowels) + coda
+
+    def word() -> str:
+        if generator.random() >= _MADE_UP:
+            return generator.choice(known)
+        return "".join(syllable() for _ in range(generator.choice((1, 2, 2, 3))))
+
+    return " ".join(word() for _ in range(generator.randint(4, 9))).capitalize() + "."
 
 
 def foreign_sentence(language: str, generator: random.Random) -> str:

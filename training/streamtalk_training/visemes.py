@@ -1,8 +1,8 @@
 """Phones, as speech engines name them, and the 23 visemes that they stand for.
 
 The tables live in `visemes.json` (the project's own data): targets and dominances of each viseme over the
-ten mouth controls, and the phone sets of espeak-ng (English and foreign) and of CMU (flite, festival,
-pocketsphinx).
+ten mouth controls, and the phone sets of espeak-ng (English and foreign), of CMU (flite, festival,
+pocketsphinx) and of festival's other languages.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Tables:
     cmu_phones: Mapping[str, str]
     cmu_diphthongs: Mapping[str, Sequence[str]]
     foreign_phones: Mapping[str, Mapping[str, str | Sequence[str]]]  # by language; `*` is all but English
+    festival_phones: Mapping[str, Mapping[str, str]]  # by language, without marks of stress and length
 
 
 @cache
@@ -91,6 +92,15 @@ def cmu_phones(name: str, start_s: float, end_s: float) -> list[Phone]:
     """
     plain = name.lower().rstrip("012")
     return _phones(plain, start_s, end_s, tables().cmu_phones, tables().cmu_diphthongs)
+
+
+def festival_phones(name: str, start_s: float, end_s: float, language: str) -> list[Phone]:
+    """The phone of one label of festival's voices of `language` (`it`, `fi`, `cs`); stress (`a1`) and length (`a:`)
+    do not matter.
+
+    Raises UnknownPhoneError for a phone that the tables do not know.
+    """
+    return _phones(name.rstrip("1:"), start_s, end_s, tables().festival_phones[language], {})
 
 
 def _phones(

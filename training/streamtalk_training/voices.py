@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from streamtalk_training import festival, flite, pico
+from streamtalk_training import flite, pico
+from streamtalk_training.festival import Festival, find_festival
 
 # The first accents are doubled because most listeners' English is nearest to them.
 TRAIN_ACCENTS = (
@@ -44,9 +45,10 @@ class Engines:
 
     wordnet: Path | None = None
     flite: Path | None = None
-    festival: festival.Festival | None = None
+    festival: Festival | None = None
     soundfont: Path | None = None
     pico: Path | None = None
+    abroad: Festival | None = None
 
     def found(self) -> dict[str, bool]:
         """What is at hand, by name: two corpora are comparable where this is the same."""
@@ -59,11 +61,13 @@ def find_engines(root: Path) -> Engines:
     flite alone is also found on the path where `root` lacks it, and Pico is a Python package.
     """
     share = root / "usr" / "share"
+    speaker = find_festival(root)
     wordnet, soundfont = share / "wordnet", share / "sounds" / "sf2" / "TimGM6mb.sf2"
     return Engines(
         wordnet if (wordnet / "data.noun").exists() else None,
         flite.find_flite(root),
-        festival.find_festival(root),
+        speaker,
         soundfont if soundfont.exists() else None,
         pico.find_pico(),
+        speaker if speaker is not None and speaker.abroad else None,
     )
