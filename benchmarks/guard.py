@@ -1,0 +1,131 @@
+"""Has it become slower? `python -m benchmarks.guard` times ours and the naive path in turns and compares the ratios
+with what they have been; it exits with 1 where one fell far. `--history` appends the result to a file that
+`python -m benchmarks.history` plots.
+
+Ratios, because no two machines that run a test are equally fast or equally busy; far, for the same reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from benchmarks.latency import CACHE
+from benchmarks.latency_ablations import CPU
+from benchmarks.latency_rows import hardware
+from benchmarks.latency_runs import stage_runs, streamed
+from benchmarks.latency_subject import ROOT, ParityError, baseline, check_parity, subject
+from streamtalk import StreamTalkError, Talker
+from streamtalk.backends import Options
+from streamtalk_export.errors import ExportError
+
+HISTORY = Path(__file__).parent / "results" / "history.jsonl"
+FRAME = 120
+"""The released streaming path's frame that is timed: its 5th second."""
+ROUNDS, REPEATS = 9, 10
+LEAST_SPEEDUP = 15.0
+MOST_RUNTIME = 1.6
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """`speedup`: a frame of the released streaming path over ours, encoders aside. `runtime`: a frame of a stream over
+    the graphs that it runs.
+    """
+
+    speedup: float
+    runtime: float
+    frame_ms: float
+
+    def broken(self) -> list[str]:
+        """Sentences about the bounds that do not hold."""
+        found = []
+        if not self.speedup >= LEAST_SPEEDUP:
+            found.append(
+                f"only {self.speedup:.1f} times faster than the released path; at least {LEAST_SPEEDUP:g}"
+            )
+        if not self.runtime <= MOST_RUNTIME:
+            found.append(
+                f"a stream's frame takes {self.runtime:.2f} times its graphs; at most {MOST_RUNTIME:g}"
+            )
+        return found
+
+
+def measure(cache: Path, engine: Path | None) -> Ratios:
+    """Time the bundled model. Raises ParityError, ExportError and StreamTalkError."""
+    threads = Options().cpu_threads()
+    torch.set_num_threads(threads)
+    given = subject("bundled", cache, engine)
+    base = baseline(given, FRAME + 1)
+    check_parity(given, base)
+    runs = stage_runs(given.folder, given.manifest, threads)
+    talker = Talker.load(given.folder, CPU)
+    for run in runs.values():
+        run()
+    base.streaming_frame(FRAME)
+    speedups, shares, frames = [], [], []
+    for _ in range(ROUNDS):
+        theirs = sum(base.streaming_frame(FRAME)[1].values())
+        frame = median(runs["frame"]() for _ in range(REPEATS))
+        encoder = median(runs["audio_encoder"]() for _ in range(REPEATS)) / given.manifest.hop
+        speedups.append(theirs / frame)
+        shares.append(float(np.median(streamed(talker, REPEATS))) / (frame + encoder))
+        frames.append(frame)
+    return Ratios(round(median(speedups), 2), round(median(shares), 3), round(1e3 * median(frames), 4))
+
+
+def record(ratios: Ratios) -> dict[str, object]:
+    """One line of the history."""
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit,
+        "cpu": hardware()["cpu"],
+        **vars(ratios),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, compare and note; returns the exit code: 1 where it became slower, 2 where it cannot be measured."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.guard", description=__doc__)
+    parser.add_argument(
+        "--engine", type=Path, help="an export of the bundled model (default: exported to --cache)"
+    )
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument(
+        "--history", type=Path, nargs="?", const=HISTORY, metavar="FILE", help=f"default {HISTORY.name}"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        ratios = measure(options.cache.expanduser(), options.engine)
+        if options.history:
+            with options.history.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record(ratios)) + "\n")
+    except ParityError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (ExportError, StreamTalkError, OSError) as error:
+        print(f"guard: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"a frame: {ratios.frame_ms:.2f} ms, {ratios.speedup:.1f} times faster than the released path (at least "
+        f"{LEAST_SPEEDUP:g}); a stream's takes {ratios.runtime:.2f} times its graphs (at most {MOST_RUNTIME:g})"
+    )
+    for sentence in ratios.broken():
+        print(f"slower: {sentence}", file=sys.stderr)
+    return int(bool(ratios.broken()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

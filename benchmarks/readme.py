@@ -1,0 +1,115 @@
+"""The README's figures from the committed results: `python -m benchmarks.readme` rewrites what lies between its
+markers; `--check` exits with 1 where it would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.latency_ablations import CPU, ONE_THREAD
+from benchmarks.latency_subject import ROOT
+from benchmarks.latency_targets import RELEASED, Target
+from benchmarks.latency_targets import table as targets_table
+
+README = ROOT / "README.md"
+RESULT = ROOT / "benchmarks" / "results" / "latency.json"
+BETWEEN = re.compile(r"(<!-- latency -->\n).*(<!-- end of latency -->)", re.DOTALL)
+SHOWN_S = (3.0, 9.0, 27.0, 60.0, 600.0, 3600.0)
+SYSTEMS = (CPU, RELEASED, "released-offline")
+Document = dict[str, Any]
+
+
+def section(document: Document) -> str:
+    """The markdown of a result of `benchmarks.latency`."""
+    hardware, versions = document["hardware"], document["versions"]
+    lines = [
+        f"{hardware['cpu']}, {hardware['cores']} cores, onnxruntime {versions['onnxruntime']}, PyTorch "
+        f"{versions['torch'].partition('+')[0]}. Milliseconds a frame, audio encoder included; `*` marks what was "
+        "extrapolated.",
+    ]
+    for preset, settings in document["settings"].items():
+        rows = [row for row in document["rows"] if row["preset"] == preset]
+        lines += ["", f"**{preset}** ({_settings(settings)})", "", *_lengths(rows)]
+    lines += ["", targets_table([_target(fields) for fields in document["targets"]])]
+    return "\n".join(lines) + "\n"
+
+
+def _target(fields: dict[str, Any]) -> Target:
+    return Target(**{name: value for name, value in fields.items() if name != "met"})
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    return (
+        f"{settings['fps']} fps, hop {settings['hop']}, {settings['context_s']:g} s of context, history "
+        f"{settings['history']}, decode window {settings['decode_window']}, {settings['steps']} steps"
+    )
+
+
+def _lengths(rows: list[dict[str, Any]]) -> list[str]:
+    totals = [row for row in rows if row["stage"] == "total"]
+    ours = {row["audio_s"]: row for row in totals if (row["system"], row["variant"]) == (CPU, "")}
+    lines = [
+        "| audio | ours: p50 | p99 | max | real-time factor | released, streaming: p50 | max | released, offline |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for audio_s, own in ours.items():
+        if audio_s not in SHOWN_S:
+            continue
+        others = {row["system"]: row for row in totals if row["audio_s"] == audio_s and not row["variant"]}
+        streaming, offline = others[RELEASED], others["released-offline"]
+        cells = [
+            _length(audio_s),
+            *(_ms(own, key) for key in ("p50_ms", "p99_ms", "max_ms")),
+            f"{own['rtf']:.2g}",
+            *(_ms(streaming, key) for key in ("p50_ms", "max_ms")),
+            _ms(offline, "p50_ms"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    memory = {row["system"]: row["peak_rss_mb"] for row in totals if row["peak_rss_mb"] is not None}
+    said = ", ".join(f"{system} {memory[system]:.0f}" for system in SYSTEMS if system in memory)
+    one = [row for row in totals if row["variant"] == ONE_THREAD]
+    lines += [
+        "",
+        f"Peak memory in MB: {said}."
+        + "".join(f" On one thread: p99 {row['p99_ms']:.1f} ms." for row in one),
+    ]
+    return lines
+
+
+def _length(seconds: float) -> str:
+    return f"{seconds:g} s" if seconds < 60 else f"{seconds / 60:g} min"
+
+
+def _ms(row: dict[str, Any], key: str) -> str:
+    figure = f"{row[key]:.3g}" if row[key] < 1000 else f"{row[key]:.0f}"
+    return figure + "*" if row["extrapolated"] else figure
+
+
+def written(readme: str, document: Document) -> str:
+    """`readme` with the figures in their place. Raises ValueError where the markers are missing."""
+    made, count = BETWEEN.subn(lambda match: match[1] + section(document) + match[2], readme)
+    if count != 1:
+        raise ValueError("README.md needs one <!-- latency --> and one <!-- end of latency -->")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write or check; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args(arguments)
+    before = README.read_text(encoding="utf-8")
+    after = written(before, json.loads(RESULT.read_text(encoding="utf-8")))
+    if options.check:
+        return int(after != before)
+    README.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
