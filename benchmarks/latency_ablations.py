@@ -31,8 +31,6 @@ VARIANTS: Mapping[str, Mapping[str, list[str]]] = {
         "threads-1": [],
         "no-fold": ["--no-fold"],
         "hop-1": ["--hop", "1"],
-        "hop-2": ["--hop", "2"],
-        "history-30": ["--history", "30", "--decode-window", "60"],
         "decode-window-16": ["--decode-window", "16"],
     },
     "biwi": {"threads-1": [], "decode-window-16": ["--decode-window", "16"]},

@@ -136,14 +136,13 @@ def diffusion_head(network: DiffusionNetwork, table: SamplerTable, fold: bool) -
 
 
 class DecoderBlock(nn.Module):
-    """Pre-norm attention and feed-forward; `newest` limits queries and output to the last token."""
+    """Pre-norm attention and feed-forward over a window."""
 
-    def __init__(self, attention: Any, feed_forward: Any, newest: bool) -> None:
+    def __init__(self, attention: Any, feed_forward: Any) -> None:
         super().__init__()
         inner = attention.fn.fn
         h = inner.to_out.weight.shape[0]
         self.heads: int = inner.heads
-        self.newest = newest
         q, kv = inner.to_qkv.weight.split([h, 2 * h])
         self.q, self.kv = frozen_linear(q * inner.scale, None), frozen_linear(kv, None)
         self.out = inner.to_out
@@ -154,14 +153,42 @@ class DecoderBlock(nn.Module):
         """x [B, D, h]; mask [B, 1, 1, D] added to the scores."""
         b, window, h = x.shape
         y = self.norm1(x)
-        if self.newest:
-            x = x[:, -1:]
-        queries = y[:, -1:] if self.newest else y
-        q = self.q(queries).view(b, -1, self.heads, h // self.heads).transpose(1, 2)
+        q = self.q(y).view(b, window, self.heads, h // self.heads).transpose(1, 2)
         k, v = self.kv(y).view(b, window, 2, self.heads, h // self.heads).permute(2, 0, 3, 1, 4)
         weights = torch.softmax(q @ k.transpose(-1, -2) + mask, dim=-1)
-        x = x + self.out((weights @ v).transpose(1, 2).reshape(b, -1, h))
+        return self._fed(x + self.out((weights @ v).transpose(1, 2).reshape(b, window, h)))
+
+    def _fed(self, x: Tensor) -> Tensor:
         return x + self.l2(F.gelu(self.l1(self.norm2(x))))
+
+
+class NewestBlock(DecoderBlock):
+    """The last block, of whose tokens the newest alone is wanted: keys and values of the others are never made.
+
+    A query meets K y as (K^T q) y, and the weighted mean of V y is V of the mean: two products of one row a head in
+    place of two of the whole window.
+    """
+
+    to_keys: Tensor
+    to_values: Tensor
+
+    def __init__(self, attention: Any, feed_forward: Any) -> None:
+        super().__init__(attention, feed_forward)
+        h = self.kv.in_features
+        k, v = self.kv.weight.view(2, self.heads, h // self.heads, h)
+        del self.kv
+        self.register_buffer("to_keys", k.contiguous())  # [H, h/H, h]
+        self.register_buffer("to_values", v.transpose(1, 2).contiguous())  # [H, h, h/H]
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x [B, D, h]; mask [B, 1, 1, D] added to the scores; the newest token [B, 1, h]."""
+        b, _, h = x.shape
+        y = self.norm1(x)
+        q = self.q(y[:, -1]).view(b, self.heads, h // self.heads).transpose(0, 1)
+        scores = (q @ self.to_keys).transpose(0, 1) @ y.transpose(-1, -2)  # [B, H, D]
+        mean = torch.softmax(scores + mask[:, 0], dim=-1) @ y
+        attended = (mean.transpose(0, 1) @ self.to_values).transpose(0, 1).reshape(b, 1, h)
+        return self._fed(x[:, -1:] + self.out(attended))
 
 
 class NewestFrameDecoder(nn.Module):
@@ -186,7 +213,8 @@ class NewestFrameDecoder(nn.Module):
         self.embedding = frozen_linear(embedding.weight, embedding.bias + decoder.row)
         net = list(decoder.decoder_transformer.net)
         self.blocks = nn.ModuleList(
-            DecoderBlock(net[i], net[i + 1], newest=i + 2 == len(net)) for i in range(0, len(net), 2)
+            (NewestBlock if i + 2 == len(net) else DecoderBlock)(net[i], net[i + 1])
+            for i in range(0, len(net), 2)
         )
         self.to_vertices = decoder.vertice_map_reverse
         self.register_buffer("slots", torch.arange(window)[:, None])

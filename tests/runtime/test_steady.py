@@ -10,7 +10,7 @@ import numpy as np
 from streamtalk import Stream, Talker
 from tests.runtime.toy import speech
 
-WARM_FRAMES, FRAMES = 600, 6000
+WARM_FRAMES, FRAMES = 600, 10_000
 GROWTH_BYTES = (
     4096  # tracemalloc's own rounding and Python's small-object caches; a leak of 1 byte a frame shows
 )
