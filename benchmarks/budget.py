@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +24,7 @@ from benchmarks.budget_count import Count, count, count_model
 from benchmarks.budget_measure import Calibration, Check, check
 from benchmarks.budget_model import Prediction, Setup, catalogue, predict
 from benchmarks.budget_report import markdown
+from benchmarks.latency_rows import hardware
 from streamtalk import StreamTalkError, UsageError
 from streamtalk.backends import available
 from streamtalk.manifest import Manifest, read_manifest
@@ -180,7 +180,7 @@ def document(budgets: Sequence[Budget]) -> dict[str, object]:
     return {
         "schema": SCHEMA,
         "prediction": True,
-        "hardware": {"machine": platform.machine(), "system": platform.system()},
+        "hardware": hardware(),
         "devices": json.loads(_devices()),
         "models": [
             {

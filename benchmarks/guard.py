@@ -33,8 +33,8 @@ HISTORY = Path(__file__).parent / "results" / "history.jsonl"
 FRAME = 120
 """The released streaming path's frame that is timed: its 5th second."""
 ROUNDS, REPEATS = 9, 10
-LEAST_SPEEDUP = 15.0
-MOST_RUNTIME = 1.6
+LEAST_SPEEDUP = 11.0  # half of what a quiet 2-core machine gives
+MOST_RUNTIME = 1.8  # 1.3 there
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ SECONDS = (3.0, 9.0, 15.0, 21.0, 27.0, 60.0, 600.0, 3600.0)
 SAMPLED = (0, 30, 60, 120, 200, 269)
 """Frames of the released streaming path that are timed: 269 is the last of 9 s at 30 fps."""
 ROUNDS, REPEATS = 3, 8
-FULL_SIZE_FRAMES = 240
+FULL_SIZE_FRAMES = 270
 """Of ours at full size that are timed: more would take minutes and tell the same."""
 OFFLINE = "released-offline"
 _RELEASED_MEMORY = """

@@ -29,8 +29,8 @@ def section(document: Document) -> str:
     hardware, versions = document["hardware"], document["versions"]
     lines = [
         f"{hardware['cpu']}, {hardware['cores']} cores, onnxruntime {versions['onnxruntime']}, PyTorch "
-        f"{versions['torch'].partition('+')[0]}. Milliseconds a frame, audio encoder included; `*` marks what was "
-        "extrapolated.",
+        f"{versions['torch'].partition('+')[0]}. Milliseconds a frame,",
+        "audio encoder included; `*` marks what was extrapolated.",
     ]
     for preset, settings in document["settings"].items():
         rows = [row for row in document["rows"] if row["preset"] == preset]

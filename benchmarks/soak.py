@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,11 +31,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.latency_rows import hardware, versions
 from benchmarks.soak_audio import MINUTE_S, Programme, read_speech
 from benchmarks.soak_bounds import Bound, judge
 from benchmarks.soak_control import Control, ControlProcess, timed
 from benchmarks.soak_record import COLUMNS, Record, Spread, resident_bytes
-from streamtalk import Frame, StreamTalkError, Talker, UsageError, __version__
+from streamtalk import Frame, StreamTalkError, Talker, UsageError
 from streamtalk.backends import AUTO, available
 from streamtalk.latency import LatencyHistogram
 
@@ -205,8 +205,8 @@ def document(record: Record, bounds: Sequence[Bound], talker: Talker, real_time:
         "model": talker.manifest.name,
         "backend": talker.backend,
         "mode": "real-time" if real_time else "accelerated",
-        "hardware": {"machine": platform.machine(), "system": platform.system()},
-        "versions": {"streamtalk": __version__, "python": platform.python_version(), "numpy": np.__version__},
+        "hardware": hardware(),
+        "versions": versions(),
         "statistic": record.statistic,
         "bounds": [asdict(bound) for bound in bounds],
         "minutes": [
