@@ -20,14 +20,11 @@ from statistics import median
 import numpy as np
 import torch
 
-from benchmarks.latency import CACHE
-from benchmarks.latency_ablations import CPU
-from benchmarks.latency_rows import hardware
+from benchmarks.latency_rows import CPU, hardware
 from benchmarks.latency_runs import stage_runs, streamed
-from benchmarks.latency_subject import ROOT, ParityError, baseline, check_parity, subject
-from streamtalk import StreamTalkError, Talker
+from benchmarks.latency_subject import CACHE, FAILURES, ROOT, baseline, check_parity, complain, subject
+from streamtalk import Talker
 from streamtalk.backends import Options
-from streamtalk_export.errors import ExportError
 
 HISTORY = Path(__file__).parent / "results" / "history.jsonl"
 FRAME = 120
@@ -112,12 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.history:
             with options.history.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record(ratios)) + "\n")
-    except ParityError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except (ExportError, StreamTalkError, OSError) as error:
-        print(f"guard: {error}", file=sys.stderr)
-        return 2
+    except FAILURES as error:
+        return complain("guard", error)
     print(
         f"a frame: {ratios.frame_ms:.2f} ms, {ratios.speedup:.1f} times faster than the released path (at least "
         f"{LEAST_SPEEDUP:g}); a stream's takes {ratios.runtime:.2f} times its graphs (at most {MOST_RUNTIME:g})"

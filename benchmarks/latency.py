@@ -24,29 +24,41 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from benchmarks.latency_ablations import CPU, WITHOUT, naive_runs, variant_rows
+from benchmarks.latency_ablations import WITHOUT, naive_runs, variant_rows
 from benchmarks.latency_plot import plot
-from benchmarks.latency_rows import SCHEMA, Histogram, Row, hardware, summary, table, versions
+from benchmarks.latency_rows import (
+    CPU,
+    OFFLINE,
+    PARTS,
+    RELEASED,
+    SCHEMA,
+    WHOLE_WINDOW,
+    Histogram,
+    Row,
+    hardware,
+    summary,
+    table,
+    versions,
+)
 from benchmarks.latency_runs import overhead, stage_runs, streamed
 from benchmarks.latency_subject import (
+    CACHE,
+    FAILURES,
     ROOT,
-    SEED,
-    ParityError,
     Subject,
     baseline,
     check_parity,
+    complain,
     speech,
     subject,
 )
-from benchmarks.latency_targets import RELEASED, WINDOW, targets
 from benchmarks.latency_targets import table as targets_table
+from benchmarks.latency_targets import targets
 from benchmarks.released import Released, Seconds
 from streamtalk import StreamTalkError, Talker
 from streamtalk.backends import Options, available
 from streamtalk.manifest import Manifest
-from streamtalk_export.errors import ExportError
 
-CACHE = Path("~/.cache/streamtalk/benchmarks")
 PRESETS = ("bundled", "vocaset", "biwi")
 SECONDS = (3.0, 9.0, 15.0, 21.0, 27.0, 60.0, 600.0, 3600.0)
 SAMPLED = (0, 30, 60, 120, 200, 269)
@@ -54,7 +66,6 @@ SAMPLED = (0, 30, 60, 120, 200, 269)
 ROUNDS, REPEATS = 3, 8
 FULL_SIZE_FRAMES = 270
 """Of ours at full size that are timed: more would take minutes and tell the same."""
-OFFLINE = "released-offline"
 _RELEASED_MEMORY = """
 import sys
 from pathlib import Path
@@ -123,6 +134,8 @@ def measure(
         OFFLINE: peak_rss_mb(_RELEASED_MEMORY, given.preset, given.folder, sampled[-1] + 1, "offline"),
         **{backend: peak_rss_mb(_OUR_MEMORY, given.folder, backend) for backend in talkers},
     }
+    # The longest length that is measured whole has most to show.
+    longest_s = max((s for s in lengths if s * fps <= most_frames), default=lengths[0])
     for audio_s in lengths:
         frames = int(audio_s * fps)
         for backend, talker in talkers.items():
@@ -130,9 +143,7 @@ def measure(
             beyond = frames > most_frames
             row = summary(given.preset, backend, "", audio_s, "total", took, extrapolated=beyond, fps=fps)
             result.rows.append(row.lasting(frames, peaks[backend]))
-            if audio_s == max(
-                length for length in lengths if length * fps <= most_frames or length == lengths[0]
-            ):
+            if audio_s == longest_s:
                 result.histograms.append(Histogram.of(given.preset, backend, audio_s, took))
         result.rows += released_rows(given.preset, audio_s, frames, fps, theirs, encoder_s, peaks[RELEASED])
         whole = np.full(frames, encoder_s + offline_s)
@@ -179,7 +190,7 @@ def stages(
         share = m.hop if stage == "audio_encoder" else 1
         result.rows.append(summary(given.preset, CPU, variant, 0.0, stage, np.array(seconds) / share))
     if window:
-        result.rows.append(summary(given.preset, RELEASED, WINDOW, 0.0, "vq_decoder", window))
+        result.rows.append(summary(given.preset, RELEASED, WHOLE_WINDOW, 0.0, "vq_decoder", window))
     denoising_s = sum(float(np.median([row[stage] for row in offline])) for stage in offline[0])
     return theirs, decoding_s + denoising_s
 
@@ -205,7 +216,7 @@ def released_rows(
     at = np.array(sorted(theirs), np.float64)
     total, beyond = np.full(frames, encoder_s), bool(frames > at[-1] + 1)
     rows = [summary(preset, RELEASED, "", audio_s, "audio_encoder", total, extrapolated=beyond)]
-    for stage in ("condition_predictor", "diffusion_head", "vq_decoder"):
+    for stage in PARTS[1:]:
         medians = [float(np.median([row[stage] for row in theirs[int(i)]])) for i in at]
         slope, level = np.polyfit(at, medians, 1) if len(at) > 1 else (0.0, medians[0])
         curve = np.maximum(level + max(slope, 0.0) * np.arange(frames), min(medians))
@@ -254,7 +265,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.engine and len(options.presets) != 1:
         parser.error("--engine is an export of one preset: give --presets with that one")
     torch.set_num_threads(Options().cpu_threads())
-    torch.manual_seed(SEED)
     gc.disable()  # a collection between two frames is no frame's cost
     result = Result()
     cache = options.cache.expanduser()
@@ -270,12 +280,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         if options.plot:
             plot(document, options.plot)
-    except ParityError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except (ExportError, StreamTalkError, OSError) as error:
-        print(f"latency: {error}", file=sys.stderr)
-        return 2
+    except FAILURES as error:
+        return complain("latency", error)
     print(table(result.rows))
     print(targets_table(targets(result.rows, result.overhead_ms)))
     for backend, reason in result.skipped.items():

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.latency_rows import Row, summary
+from benchmarks.latency_rows import CPU, NO_CACHE, ONE_THREAD, WHOLE_WINDOW, Row, summary
 from benchmarks.latency_runs import GraphRun, Seconds, streamed
 from benchmarks.latency_subject import PARITY, SEED, ParityError, Subject, exported
 from streamtalk import Talker
@@ -18,26 +18,24 @@ from streamtalk_export.network import DiffusionNetwork
 from streamtalk_export.onnx_file import write_graph
 from streamtalk_export.vqvae import VQDecoder
 
-CPU = "onnxruntime-cpu"
 VARIANTS: Mapping[str, Mapping[str, list[str]]] = {
     "bundled": {
-        "threads-1": [],
+        ONE_THREAD: [],
         "hop-2": ["--hop", "2"],
         "hop-4": ["--hop", "4"],
         "history-64": ["--history", "64"],
         "decode-window-32": ["--decode-window", "32"],
     },
     "vocaset": {
-        "threads-1": [],
+        ONE_THREAD: [],
         "no-fold": ["--no-fold"],
         "hop-1": ["--hop", "1"],
         "decode-window-16": ["--decode-window", "16"],
     },
-    "biwi": {"threads-1": [], "decode-window-16": ["--decode-window", "16"]},
+    "biwi": {ONE_THREAD: [], "decode-window-16": ["--decode-window", "16"]},
 }
 """By preset: variants on whole frames, and the exporter's options for them."""
-ONE_THREAD = "threads-1"
-WITHOUT = {"condition_predictor": "no-cache", "vq_decoder": "whole-window"}
+WITHOUT = {"condition_predictor": NO_CACHE, "vq_decoder": WHOLE_WINDOW}
 """By stage: variants on that stage alone, see `naive_runs`."""
 
 

@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.latency_targets import RELEASED
+from benchmarks.latency_rows import CPU, OFFLINE, PARTS, RELEASED, Document
 
-Document = dict[str, Any]
-COLOURS = {"onnxruntime-cpu": "C0", RELEASED: "C3", "released-offline": "C1"}
-STAGES = ("audio_encoder", "condition_predictor", "diffusion_head", "vq_decoder")
+COLOURS = {CPU: "C0", RELEASED: "C3", OFFLINE: "C1"}
 
 
 def plot(document: Document, path: Path) -> None:
@@ -82,15 +80,14 @@ def _breakdown(axes: Any, rows: list[dict[str, Any]]) -> None:
         "ours": {r["stage"]: r["p50_ms"] for r in rows if r["audio_s"] == 0.0 and _ours(r)},
         f"{RELEASED},\nlast of {last:g} s": {r["stage"]: r["max_ms"] for r in timed if r["audio_s"] == last},
     }
-    for place, stages in enumerate(bars.values()):
-        whole, left = sum(stages.get(stage, 0.0) for stage in STAGES), 0.0
-        for number, stage in enumerate(STAGES):
-            share = stages.get(stage, 0.0) / whole if whole else 0.0
-            axes.barh(place, share, left=left, color=f"C{number}", label=None if place else stage)
+    names = []
+    for place, (name, stages) in enumerate(bars.items()):
+        whole, left = sum(stages.get(part, 0.0) for part in PARTS), 0.0
+        names.append(f"{name}\n{whole:.3g} ms")
+        for number, part in enumerate(PARTS):
+            share = stages.get(part, 0.0) / whole if whole else 0.0
+            axes.barh(place, share, left=left, color=f"C{number}", label=None if place else part)
             left += share
-    names = [
-        f"{name}\n{sum(stages.get(stage, 0.0) for stage in STAGES):.3g} ms" for name, stages in bars.items()
-    ]
     axes.set_yticks(range(len(bars)), names, fontsize=8)
     axes.set(xlabel="share of a frame's time", ylim=(-0.6, len(bars) + 0.2))
     axes.set_title("where a frame's time goes", fontsize=9)

@@ -10,12 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from streamtalk.backends import onnxruntime_cpu
+
 SCHEMA = 1
-STAGES = ("audio_encoder", "condition_predictor", "diffusion_head", "vq_decoder", "frame", "total")
+PARTS = ("audio_encoder", "condition_predictor", "diffusion_head", "vq_decoder")
+STAGES = (*PARTS, "frame", "total")
+CPU, RELEASED, OFFLINE = onnxruntime_cpu.NAME, "released-streaming", "released-offline"
+"""Systems; our other backends have their own names as well."""
+ONE_THREAD, NO_CACHE, WHOLE_WINDOW = "threads-1", "no-cache", "whole-window"
+"""Variants that others look for. A released decoder's `WHOLE_WINDOW` is one decode window of ours, not the clip."""
+Document = dict[str, Any]
+"""A result as JSON has it."""
 PACKAGES = ("streamtalk", "numpy", "onnxruntime", "onnxruntime-gpu", "torch", "tensorrt", "tensorrt-rtx")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from benchmarks.latency_rows import STAGES
 from benchmarks.latency_subject import SEED, speech
 from streamtalk import Talker
 from streamtalk.backends import Lane
@@ -143,7 +144,7 @@ def stage_runs(folder: Path, m: Manifest, threads: int) -> dict[str, GraphRun]:
     rng = np.random.default_rng(SEED)
     full = {"valid_frames": m.history, "valid_latents": m.decode_window, "position": 0, "active": True}
     runs: dict[str, GraphRun] = {}
-    for name in ("audio_encoder", "condition_predictor", "diffusion_head", "vq_decoder", "frame"):
+    for name in STAGES[:-1]:
         inputs: dict[str, Array] = {}
         for tensor in m.graphs[name].inputs:
             shape = [int(n) for n in tensor.shape]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,18 +14,21 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.released import Released
+from streamtalk import StreamTalkError
 from streamtalk.audio.files import read_mono
 from streamtalk.manifest import Manifest, read_manifest, sha256_of
 from streamtalk_export import cli as export_cli
 from streamtalk_export.checkpoint import load_model, random_model
 from streamtalk_export.config import load_config
 from streamtalk_export.drive import Graphs, Probe, Stream, next_frame
+from streamtalk_export.errors import ExportError
 from streamtalk_export.hubert import hubert_config
 from streamtalk_export.model import TalkerModel, stream_frames
 from streamtalk_export.sampler import sampler_table
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "models" / "bundled"
+CACHE = Path("~/.cache/streamtalk/benchmarks")
 SEED = 0  # of the random weights
 PARITY_FRAMES = 6
 PARITY = 1e-3
@@ -33,6 +37,19 @@ PARITY = 1e-3
 
 class ParityError(Exception):
     """Two systems that should give the same vertices do not."""
+
+
+FAILURES = (ParityError, ExportError, StreamTalkError, OSError)
+"""What ends a benchmark, see `complain`."""
+
+
+def complain(command: str, error: Exception) -> int:
+    """Say what ended `command`; returns its exit code: 1 where parity failed, 2 where something needed is missing."""
+    if isinstance(error, ParityError):
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{command}: {error}", file=sys.stderr)
+    return 2
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,19 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from benchmarks.latency_ablations import CPU, ONE_THREAD
-from benchmarks.latency_subject import ROOT
-from benchmarks.latency_targets import RELEASED, Target
+from benchmarks.latency_rows import CPU, OFFLINE, ONE_THREAD, RELEASED, Document
+from benchmarks.latency_targets import Target
 from benchmarks.latency_targets import table as targets_table
 
-README = ROOT / "README.md"
-RESULT = ROOT / "benchmarks" / "results" / "latency.json"
+HERE = Path(__file__).resolve().parent
+README = HERE.parent / "README.md"
+RESULT = HERE / "results" / "latency.json"
 BETWEEN = re.compile(r"(<!-- latency -->\n).*(<!-- end of latency -->)", re.DOTALL)
 SHOWN_S = (3.0, 9.0, 27.0, 60.0, 600.0, 3600.0)
-SYSTEMS = (CPU, RELEASED, "released-offline")
-Document = dict[str, Any]
+SYSTEMS = (CPU, RELEASED, OFFLINE)
 
 
 def section(document: Document) -> str:
@@ -61,7 +61,7 @@ def _lengths(rows: list[dict[str, Any]]) -> list[str]:
         if audio_s not in SHOWN_S:
             continue
         others = {row["system"]: row for row in totals if row["audio_s"] == audio_s and not row["variant"]}
-        streaming, offline = others[RELEASED], others["released-offline"]
+        streaming, offline = others[RELEASED], others[OFFLINE]
         cells = [
             _length(audio_s),
             *(_ms(own, key) for key in ("p50_ms", "p99_ms", "max_ms")),

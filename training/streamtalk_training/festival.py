@@ -37,7 +37,7 @@ _LABELS_EARLY_S = {"cmu_us_slt_arctic_hts": 0.012}
 # Czech voices look for their recordings where they would be installed, and draw durations by chance.
 _CZECH = """
 (set! czech-randomize nil)
-(set! {variable}-unisyn-index "{data}/voices/czech/{voice}/group/{group}.group")
+(set! czech-{group}-unisyn-index "{data}/voices/czech/{voice}/group/{group}.group")
 """
 _SAVE = """
 (define (speak_into text base)
@@ -93,8 +93,7 @@ def say_all(installed: Festival, lines: Sequence[Line]) -> list[Utterance | Unkn
         data = str(installed.data.resolve())
         script = [_SAVE.encode()]
         for voice in sorted({line.voice for line in lines if ABROAD.get(line.voice) == "cs"}):
-            group = voice.removeprefix("czech_")
-            czech = _CZECH.format(variable=f"czech-{group}", data=data, voice=voice, group=group)
+            czech = _CZECH.format(data=data, voice=voice, group=voice.removeprefix("czech_"))
             script.append(czech.encode())
         for index, line in enumerate(lines):
             script.append(f"(voice_{line.voice})".encode())

@@ -7,6 +7,7 @@ languages are spelled as they sound, and have words made up as well: any two of 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 _WORDS = {
     "de": "guten Morgen Zug fünf Uhr möchte Tasse Kaffee Pferd läuft Brücke Vögel über Wasser Freund schön "
@@ -89,7 +90,7 @@ def invented_sentence(language: str, generator: random.Random) -> str:
             return generator.choice(known)
         return "".join(syllable() for _ in range(generator.choice((1, 2, 2, 3))))
 
-    return " ".join(word() for _ in range(generator.randint(4, 9))).capitalize() + "."
+    return _sentence(word, generator)
 
 
 def foreign_sentence(language: str, generator: random.Random) -> str:
@@ -98,5 +99,8 @@ def foreign_sentence(language: str, generator: random.Random) -> str:
     Raises KeyError for a language without words here.
     """
     words = _WORDS[language].split()
-    said = [generator.choice(words) for _ in range(generator.randint(4, 9))]
-    return " ".join(said).capitalize() + "."
+    return _sentence(lambda: generator.choice(words), generator)
+
+
+def _sentence(word: Callable[[], str], generator: random.Random) -> str:
+    return " ".join(word() for _ in range(generator.randint(4, 9))).capitalize() + "."
