@@ -20,6 +20,8 @@ from streamtalk.errors import UsageError
 Row = npt.NDArray[np.float32]
 NoiseFn = Callable[[int], npt.NDArray[Any]]
 MAX_SEED = 2**64 - 1
+BLOCK = 8
+"""Frames whose rows are drawn together."""
 
 
 class SeededNoise:
@@ -28,19 +30,34 @@ class SeededNoise:
     def __init__(self, seed: int, width: int) -> None:
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= MAX_SEED:
             raise UsageError(f"A seed is an integer from 0 to 2^64 - 1; got {seed!r}.")
-        self._pairs = (width + 1) // 2
+        self._width = width
         self._philox = np.random.Philox(key=int(seed))
         self._start: Any = self._philox.state
+        # Rows are drawn a block at a time: numpy's calls cost more than what they compute, most of all where a
+        # frame's weights have just driven their code out of the caches.
+        self._rows = np.empty((BLOCK, width), np.float32)
+        self._first = -1
 
     def __call__(self, frame: int, out: Row) -> None:
-        self._start["state"]["counter"][:] = (0, 0, 0, frame)
-        self._philox.state = self._start
-        raw = self._philox.random_raw(2 * self._pairs)
+        row = frame % BLOCK
+        if frame - row != self._first:
+            self._draw(frame - row)
+        out[:] = self._rows[row]
+
+    def _draw(self, first: int) -> None:
+        """Make the rows of the block that begins with frame `first`."""
+        pairs = (self._width + 1) // 2
+        raw = np.empty((BLOCK, 2 * pairs), np.uint64)
+        for row in range(BLOCK):
+            self._start["state"]["counter"][:] = (0, 0, 0, first + row)
+            self._philox.state = self._start
+            raw[row] = self._philox.random_raw(2 * pairs)
         uniform = (raw >> np.uint64(11)) * 2.0**-53  # [0, 1), all 53 bits
-        radius = np.sqrt(-2.0 * np.log1p(-uniform[: self._pairs]))
-        angle = (2.0 * np.pi) * uniform[self._pairs :]
-        out[: self._pairs] = radius * np.cos(angle)
-        out[self._pairs :] = (radius * np.sin(angle))[: out.size - self._pairs]
+        radius = np.sqrt(-2.0 * np.log1p(-uniform[:, :pairs]))
+        angle = (2.0 * np.pi) * uniform[:, pairs:]
+        self._rows[:, :pairs] = radius * np.cos(angle)
+        self._rows[:, pairs:] = (radius * np.sin(angle))[:, : self._width - pairs]
+        self._first = first
 
 
 class GivenNoise:
