@@ -26,7 +26,9 @@ from streamtalk_training.voices import (
 
 SPEAK = corpus.speaker([], Engines())
 FESTIVAL = festival.Festival(Path("festival"), Path("data"), None)
-ALL_ENGINES = Engines(flite=Path("flite"), festival=FESTIVAL, pico=Path("py_nanotts"), abroad=FESTIVAL)
+ALL_ENGINES = Engines(
+    flite=Path("flite"), festival=FESTIVAL, pico=Path("py_nanotts"), abroad=FESTIVAL, neural=True
+)
 
 
 @pytest.fixture
@@ -156,6 +158,7 @@ def test_training_is_as_mixed_as_planned() -> None:
     foreign = [spec for spec in speaking if spec.voice.partition("+")[0] in FOREIGN_ACCENTS]
     by_flite = [spec for spec in speaking if spec.engine == "flite"]
     by_pico = [spec for spec in speaking if spec.engine == "pico"]
+    by_neural = [spec for spec in speaking if spec.engine == "neural"]
     abroad = [spec for spec in speaking if spec.voice in festival.ABROAD]
     warped = [spec for spec in speaking if spec.warp != 1]
     assert portion(silent, train) == pytest.approx(corpus.SOUND_SHARE, abs=share)
@@ -164,6 +167,7 @@ def test_training_is_as_mixed_as_planned() -> None:
     assert portion(foreign, speaking) == pytest.approx(corpus.FOREIGN_SHARE, abs=share)
     assert portion(by_flite, speaking) == pytest.approx(corpus.FLITE_SHARE, abs=share)
     assert portion(by_pico, speaking) == pytest.approx(corpus.PICO_SHARE, abs=share)
+    assert portion(by_neural, speaking) == pytest.approx(corpus.NEURAL_SHARE, abs=share)
     assert portion(warped, speaking) == pytest.approx(corpus.WARPED_SHARE, abs=share)
     assert all(corpus.WARPS[0] <= spec.warp <= corpus.WARPS[1] for spec in warped)
 

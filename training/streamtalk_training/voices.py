@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from streamtalk_training import flite, pico
+from streamtalk_training import flite, neural, pico
 from streamtalk_training.festival import Festival, find_festival
 
 # The first accents are doubled because most listeners' English is nearest to them.
@@ -49,16 +49,17 @@ class Engines:
     soundfont: Path | None = None
     pico: Path | None = None
     abroad: Festival | None = None
+    neural: bool = False
 
     def found(self) -> dict[str, bool]:
         """What is at hand, by name: two corpora are comparable where this is the same."""
-        return {name: value is not None for name, value in vars(self).items()}
+        return {name: value not in (None, False) for name, value in vars(self).items()}
 
 
 def find_engines(root: Path) -> Engines:
     """What was unpacked below `root` (Debian packages, `dpkg -x`), or is installed where `root` is `/`.
 
-    flite alone is also found on the path where `root` lacks it, and Pico is a Python package.
+    flite alone is also found on the path where `root` lacks it, and Pico and the neural voices are Python packages.
     """
     share = root / "usr" / "share"
     speaker = find_festival(root)
@@ -70,4 +71,5 @@ def find_engines(root: Path) -> Engines:
         soundfont if soundfont.exists() else None,
         pico.find_pico(),
         speaker if speaker is not None and speaker.abroad else None,
+        neural.neural_voices_installed(),
     )

