@@ -11,8 +11,8 @@ accelerated run nobody waits: the frame's computing time then counts in a queue 
 Latency is compared between times when a shared machine may be differently busy. So a second process with the same
 model, which slept in between, takes its frames in turns with this one in the first and the last minute, and the
 change of its median is divided out; the plain change is printed beside it, and p99 without a bound (see
-`soak_bounds`). In real time there is no such process, for waiting for it would make frames late: the plain change
-counts.
+`soak_bounds`). In real time both must fit into a frame's time; a model that alone takes half of it wants
+`--no-control`.
 """
 
 from __future__ import annotations
@@ -270,9 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--minutes", type=int, default=60, metavar="N", help="of audio, at least 2 (%(default)s)")
     add("--real-time", action="store_true", help="paced as a microphone paces, instead of as fast as it goes")
     add("--wav", type=Path, default=SPEECH, metavar="FILE", help="speech to cut and mix (%(default)s)")
-    add(
-        "--no-control", action="store_true", help="accelerated, without the process that measures the machine"
-    )
+    add("--no-control", action="store_true", help="without the process that measures the machine")
     add("--json", type=Path, metavar="FILE", help="all figures")
     add("--plot", type=Path, metavar="FILE", help="a picture of them")
     arguments = parser.parse_args(argv)
@@ -299,7 +297,7 @@ def _soak(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         stream = stack.enter_context(talker.open())
         control = None
-        if not (arguments.no_control or arguments.real_time):
+        if not arguments.no_control:
             control = stack.enter_context(ControlProcess(arguments.engine, talker.backend, arguments.threads))
         pairs = talker.landmarks.get("lip_pairs")
         motion = Motion(stream.template, pairs, talker.manifest.metres_per_unit)
