@@ -120,7 +120,9 @@ def broken(bounds: dict[str, Bound]) -> set[str]:
     return {name for name, bound in bounds.items() if bound.met is False}
 
 
-@pytest.mark.parametrize(("control", "real_time"), [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    ("control", "real_time"), [(False, False), (True, False), (False, True), (True, True)]
+)
 def test_a_steady_stream_keeps_every_bound(control: bool, real_time: bool) -> None:
     bounds = soak(Fake(), control=control, real_time=real_time)
     assert [bound.met for bound in bounds.values()] == [True, None, True, True]

@@ -8,6 +8,12 @@ import numpy as np
 import pytest
 
 from streamtalk_training import limits
+from streamtalk_training.face import load_face
+from streamtalk_training.scores import Pair, Speech
+from streamtalk_training.streaming import Track
+from streamtalk_training.visemes import Phone
+
+BUNDLED = Path(__file__).parents[2] / "models" / "bundled"
 
 CLIPS, FRAMES = 6, 200
 RANDOM = 0.2  # correlation of 1,200 frames with what has nothing to do with them, many times its deviation
@@ -50,3 +56,36 @@ def test_the_command_refuses_in_one_sentence(tmp_path: Path, capsys: pytest.Capt
     assert limits.main(["--model", str(tmp_path), "--corpus", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("limits: ") and said.count("\n") == 1
+
+
+def vowel_pair(hertz: float, shape: int) -> Pair:
+    """Ten seconds in which the model's `shape` and lips go up and down, and the labels' stand; a vowel of 1 s."""
+    frames = 300
+    wave = np.cos(2 * np.pi * hertz * np.arange(frames) / 30).astype(np.float32)
+
+    def track(moves: np.ndarray) -> Track:
+        weights, lips = np.zeros((frames, 52), np.float32), np.zeros((frames, 2, 3), np.float32)
+        weights[:, shape], lips[..., 1] = moves, 1e-3 * moves[:, None]
+        return Track(weights, lips[..., 0], lips, lips[..., 0], *(weights[:, 0],) * 3)
+
+    phones = (Phone(4.0, 5.0, "AA", "AA"), Phone(6.0, 6.05, "AA", "AA"))
+    speech = Speech("made up", np.zeros(160000, np.float32), phones, np.zeros((frames, 52), np.float32))
+    return Pair(speech, 0, track(wave), track(0.1 * wave))
+
+
+def test_the_shape_that_trembles_is_named() -> None:
+    face = load_face(BUNDLED / "face.npz")
+    shape = list(face.blendshape_names).index("mouthPucker")
+    ours, labels = limits.trembling_shapes([vowel_pair(10, shape)], face, 30.0)
+    assert np.argmax(ours) == shape and ours.sum() == ours[shape] > 0
+    assert ours[shape] / labels[shape] == pytest.approx(100, rel=0.01)
+    slow, _ = limits.trembling_shapes([vowel_pair(2, shape)], face, 30.0)
+    assert slow[shape] < 0.01 * ours[shape]
+
+
+def test_trembling_is_told_by_its_place_in_the_vowel() -> None:
+    rows = limits.trembling_depths([vowel_pair(15, 0)], 30.0)  # up, down, up, down
+    assert [steps for steps, _, _ in rows] == list(range(16))
+    for _, ours, labels in rows:
+        assert ours == pytest.approx(1e-3, rel=0.01)
+        assert ours / labels == pytest.approx(10, rel=0.01)

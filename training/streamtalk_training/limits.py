@@ -7,13 +7,16 @@ its clips), to be held against the model, which never met it:
   what the encoder hears is the limit, and neither predictor, head, codes nor decoder.
 - `sound`: a small network on log-mel power, 150 ms back and 90 ms ahead. What it reaches is in the sound and in the
   labels for certain: below it, more or other voices would help; at it, only more lookahead or better labels.
+
+With `--jitter` instead, what trembles in sustained vowels (`metrics.tremble`): the energy of each shape, and of frames
+by their distance from the vowel's nearer end, beside the labels' own.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +25,22 @@ from numpy.typing import NDArray
 from torch import nn
 
 from streamtalk import StreamTalkError
+from streamtalk import Talker as RuntimeTalker
+from streamtalk.backends.onnxruntime_cpu import NAME as CPU
 from streamtalk.manifest import read_manifest
 from streamtalk_export.config import SAMPLE_RATE, load_config
 from streamtalk_export.drive import Graphs, windows
 from streamtalk_export.errors import ExportError
 from streamtalk_export.mel import MelEncoder
+from streamtalk_training import metrics
 from streamtalk_training.coarticulation import controls_from_weights
 from streamtalk_training.evaluate import QUICK, Extent, read_sources
+from streamtalk_training.face import Face, load_face
 from streamtalk_training.face_source import DEFAULT_CACHE
-from streamtalk_training.scores import Speech
-from streamtalk_training.streaming import exported
+from streamtalk_training.scores import Pair, Speech, pairs
+from streamtalk_training.streaming import Reader, exported
 from streamtalk_training.talker import Talker
-from streamtalk_training.visemes import tables
+from streamtalk_training.visemes import VOWELS, tables
 
 Floats = NDArray[np.float32]
 Fitted = Callable[[Floats], Floats]
@@ -43,6 +50,7 @@ AROUND = 2  # frames on either side
 RIDGE = 0.01  # of the features' mean variance
 MEL_BACK, MEL_AHEAD, MEL_HOP = 15, 9, 160
 EPOCHS, BATCH = 25, 256
+MOST_TREMBLING = 8  # shapes that the table shows
 
 
 def encoder_features(folder: Path, pcm: Floats) -> Floats:
@@ -135,6 +143,62 @@ def limits(folder: Path, encoder: MelEncoder, clips: Sequence[Speech], fps: floa
     }
 
 
+def trembling_shapes(pairs: Sequence[Pair], face: Face, fps: float) -> tuple[Floats, Floats]:
+    """Energy (m^2) above 6 Hz that each of the 52 shapes alone gives the lips in sustained vowels: of the model and
+    of the labels, [52] each."""
+    reach = np.sqrt(np.square(face.blendshapes[:, face.lips].astype(np.float32)).sum(-1).mean(1))
+    energies = np.zeros((2, len(reach)), np.float32)
+    for pair in pairs:
+        frames = metrics.sustained_frames(len(pair.predicted), pair.speech.phones, fps)
+        for side, track in enumerate((pair.predicted, pair.true)):
+            moved = (track.weights * reach)[:, None]
+            energies[side] += [metrics.tremble(moved[..., [i]], frames, fps) for i in range(len(reach))]
+    return energies[0], energies[1]
+
+
+def trembling_depths(pairs: Sequence[Pair], fps: float) -> list[tuple[int, float, float]]:
+    """By whole frames from the nearer end of a sustained vowel: how many frames, and the RMS (m) of what is faster
+    than 6 Hz in the lips there, of the model and of the labels."""
+    found: dict[int, list[float]] = {}
+    for pair in pairs:
+        edges = [
+            (phone.start_s, phone.end_s)
+            for phone in pair.speech.phones
+            if phone.viseme in VOWELS and phone.end_s - phone.start_s >= metrics.SUSTAINED_S
+        ]
+        depth = np.full(len(pair.predicted), -1)
+        for start_s, end_s in edges:
+            frames = np.arange(int(np.ceil(start_s * fps)), min(int(end_s * fps) + 1, len(depth)))
+            depth[frames] = np.minimum(frames - start_s * fps, end_s * fps - frames).astype(int)
+        for steps in set(depth[depth >= 0].tolist()):
+            row = found.setdefault(steps, [0.0, 0.0, 0.0])
+            row[0] += int((depth == steps).sum())
+            for side, track in enumerate((pair.predicted, pair.true)):
+                row[1 + side] += metrics.tremble(track.lips, depth == steps, fps)
+    return [
+        (steps, float(np.sqrt(ours / count)), float(np.sqrt(labels / count)))
+        for steps, (count, ours, labels) in sorted(found.items())
+    ]
+
+
+def print_jitter(folder: Path, face: Face, splits: Mapping[str, Sequence[Speech]], fps: float) -> None:
+    """Both tables of what trembles. Raises StreamTalkError."""
+    reader, talker = Reader(face), RuntimeTalker.load(folder, CPU)
+    for split, clips in splits.items():
+        done = pairs(reader, talker, clips)
+        ours, labels = trembling_shapes(done, face, fps)
+        print(f"\n| {split}: shape | share of the model's | times the labels' |\n|---|---:|---:|")
+        for index in np.argsort(-ours)[:MOST_TREMBLING]:
+            name, times = (
+                face.blendshape_names[index],
+                ours[index] / max(labels[index], np.finfo(np.float32).tiny),
+            )
+            print(f"| {name} | {ours[index] / ours.sum():.2f} | {times:.1f} |")
+        print(f"\n| {split}: frames from the vowel's end | model, mm | labels, mm |\n|---:|---:|---:|")
+        for steps, model_m, labels_m in trembling_depths(done, fps):
+            print(f"| {steps} | {1e3 * model_m:.3f} | {1e3 * labels_m:.3f} |", flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table; returns the exit code. Problems are one sentence on stderr and code 2."""
     parser = argparse.ArgumentParser(prog="python -m streamtalk_training.limits", description=__doc__)
@@ -142,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--corpus", type=Path, default=DEFAULT_CACHE / "corpus")
     parser.add_argument("--debian", type=Path, default=DEFAULT_CACHE / "debian")
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
+    parser.add_argument("--jitter", action="store_true", help="what trembles in sustained vowels")
     parser.add_argument("--quick", action="store_true", help="a few clips of each split")
     options = parser.parse_args(arguments)
     corpus, debian, cache = (getattr(options, n).expanduser() for n in ("corpus", "debian", "cache"))
@@ -151,6 +216,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = exported(options.model, cache)
         fps = float(read_manifest(folder).fps)
         sources = read_sources(corpus, debian, fps, QUICK if options.quick else Extent())
+        if options.jitter:
+            print_jitter(folder, load_face(options.model / "face.npz"), sources.splits, fps)
+            return 0
         print("| split | readout | " + " | ".join(tables().controls) + " |")
         print("|---|---|" + "---|" * len(tables().controls))
         for split, clips in sources.splits.items():
