@@ -40,7 +40,7 @@ from streamtalk_training.face_source import DEFAULT_CACHE
 from streamtalk_training.scores import Pair, Speech, pairs
 from streamtalk_training.streaming import Reader, exported
 from streamtalk_training.talker import Talker
-from streamtalk_training.visemes import VOWELS, tables
+from streamtalk_training.visemes import tables
 
 Floats = NDArray[np.float32]
 Fitted = Callable[[Floats], Floats]
@@ -157,19 +157,15 @@ def trembling_shapes(pairs: Sequence[Pair], face: Face, fps: float) -> tuple[Flo
 
 
 def trembling_depths(pairs: Sequence[Pair], fps: float) -> list[tuple[int, float, float]]:
-    """By whole frames from the nearer end of a sustained vowel: how many frames, and the RMS (m) of what is faster
-    than 6 Hz in the lips there, of the model and of the labels."""
+    """Whole frames from the nearer end of a sustained vowel, and the RMS (m) of what is faster than 6 Hz in the lips
+    there, of the model and of the labels."""
     found: dict[int, list[float]] = {}
     for pair in pairs:
-        edges = [
-            (phone.start_s, phone.end_s)
-            for phone in pair.speech.phones
-            if phone.viseme in VOWELS and phone.end_s - phone.start_s >= metrics.SUSTAINED_S
-        ]
         depth = np.full(len(pair.predicted), -1)
-        for start_s, end_s in edges:
-            frames = np.arange(int(np.ceil(start_s * fps)), min(int(end_s * fps) + 1, len(depth)))
-            depth[frames] = np.minimum(frames - start_s * fps, end_s * fps - frames).astype(int)
+        for phone in metrics.sustained(pair.speech.phones):
+            start, end = phone.start_s * fps, phone.end_s * fps
+            frames = np.arange(int(np.ceil(start)), min(int(end) + 1, len(depth)))
+            depth[frames] = np.minimum(frames - start, end - frames).astype(int)
         for steps in set(depth[depth >= 0].tolist()):
             row = found.setdefault(steps, [0.0, 0.0, 0.0])
             row[0] += int((depth == steps).sum())

@@ -109,12 +109,18 @@ def quiet_frames(frames: int, phones: Sequence[Phone], fps: float) -> Bools:
     return quiet
 
 
+def sustained(phones: Sequence[Phone]) -> list[Phone]:
+    """The vowels of 120 ms or more."""
+    return [
+        phone for phone in phones if phone.viseme in VOWELS and phone.end_s - phone.start_s >= SUSTAINED_S
+    ]
+
+
 def sustained_frames(frames: int, phones: Sequence[Phone], fps: float) -> Bools:
     """Frames [L] within vowels of 120 ms or more."""
     inside = np.zeros(frames, np.bool_)
-    for phone in phones:
-        if phone.viseme in VOWELS and phone.end_s - phone.start_s >= SUSTAINED_S:
-            inside[_inside(frames, phone, fps, 0.0)] = True
+    for phone in sustained(phones):
+        inside[_inside(frames, phone, fps, 0.0)] = True
     return inside
 
 
