@@ -26,9 +26,9 @@ DYNAMIC_MINIMUM = 3200
 
 # Operators of the exported graphs that TensorRT 10.3's parser lists as supported.
 OPERATORS = frozenset(
-    """Add Cast Clip Concat Constant Conv Cos Div Equal Erf Exp Expand Flatten Floor Gather GatherND Gemm Greater
+    """Add And Cast Clip Concat Constant Conv Cos Div Equal Erf Exp Expand Flatten Floor Gather GatherND Gemm Greater
     GreaterOrEqual Identity InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log MatMul Max
-    Min Mul Neg Not Pad Pow Range Reciprocal ReduceMean ReduceSum Relu Reshape Resize Shape Sigmoid Sin Slice
+    Min Mul Neg Not Or Pad Pow Range Reciprocal ReduceMean ReduceSum Relu Reshape Resize Shape Sigmoid Sin Slice
     Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where""".split()
 )
 
