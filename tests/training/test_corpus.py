@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from streamtalk_training import corpus, festival
+from streamtalk_training import corpus, festival, neural
 from streamtalk_training.clips import Clip, ClipSpec, render
 from streamtalk_training.sentences import generated_sentences, split_of
 from streamtalk_training.voices import (
@@ -161,6 +162,12 @@ def test_training_is_as_mixed_as_planned() -> None:
     by_neural = [spec for spec in speaking if spec.engine == "neural"]
     abroad = [spec for spec in speaking if spec.voice in festival.ABROAD]
     warped = [spec for spec in speaking if spec.warp != 1]
+    mixed = {name for spec in by_neural for name in spec.voice.partition(":")[0].split("+")}
+    assert mixed == {neural.HIBARI, *neural.JAPANESE}
+    english = replace(ALL_ENGINES, english=Path("voices"))
+    others = corpus.planned_clips(corpus.CorpusPlan(hours=6, engines=english))["train"]
+    mixed = {n for s in others if s.engine == "neural" for n in s.voice.partition(":")[0].split("+")}
+    assert mixed == {neural.HIBARI, *neural.ENGLISH}
     assert portion(silent, train) == pytest.approx(corpus.SOUND_SHARE, abs=share)
     assert portion(abroad, speaking) == pytest.approx(corpus.ABROAD_SHARE, abs=share)
     assert {spec.voice for spec in abroad} == set(festival.ABROAD)

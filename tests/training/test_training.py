@@ -15,6 +15,7 @@ import torch
 from streamtalk_export.blendshapes import ARKIT_NAMES
 from streamtalk_export.mel import MelEncoder
 from streamtalk_training import bundled, corpus, runs, stage1, stage2
+from streamtalk_training.coarticulation import controls_from_weights
 from streamtalk_training.curves import plot
 from streamtalk_training.dataset import (
     CLOCK_S,
@@ -26,13 +27,15 @@ from streamtalk_training.dataset import (
     frame_features,
     mel_data,
     motion_data,
+    spoken_visemes,
 )
 from streamtalk_training.hearing import disturbed
-from streamtalk_training.motion import MotionSpace, face_maps, lip_gap_vectors, widened
+from streamtalk_training.motion import MotionSpace, face_maps, lip_gap_vectors, sealing, widened
 from streamtalk_training.pack import checkpoint
 from streamtalk_training.stage2 import energy_score
 from streamtalk_training.talker import Talker, decoded_stream, mouth_latents, rollout
 from streamtalk_training.validate import Validation, scores, streamed
+from streamtalk_training.visemes import Phone, tables
 from tests.training.tiny import (
     GAINS,
     LIP_PAIRS,
@@ -110,6 +113,47 @@ def test_slow_controls_are_weighed_by_their_own_speed(motion: MotionData) -> Non
     flicker = torch.randn(50, SPACE.width)
     cost, dearer = ((flicker @ map_)[:, moving].square().mean() for map_ in (speeds, slower))
     torch.testing.assert_close(dearer, 4 * cost)
+
+
+def test_the_seal_of_a_motion_is_the_closure_that_evaluation_reads() -> None:
+    weights = np.zeros((5, len(ARKIT_NAMES)), np.float32)
+    jaw, closing = ARKIT_NAMES.index("jawOpen"), ARKIT_NAMES.index("mouthClose")
+    weights[:, jaw] = (0.3, 0.06, 0.01, 0.0, 0.2)
+    weights[:, closing] = (0.15, 0.06, 0.004, 0.0, 0.0)
+    used = weights[:, [ARKIT_NAMES.index(name) for name in SPACE.names]]
+    sealed = sealing(SPACE, torch.from_numpy(used @ SPACE.to_coordinates.T))
+    read = controls_from_weights(weights)[:, tables().controls.index("close")]
+    np.testing.assert_allclose(sealed.numpy(), read, atol=1e-3)
+    np.testing.assert_allclose(read, (0.5, 1.0, 0.2, 0.0, 0.0), atol=1e-6)
+    without = replace(SPACE, names=tuple("x" + name for name in SPACE.names))
+    assert sealing(without, torch.ones(2, SPACE.width)).abs().max() == 0
+
+
+def test_every_frame_knows_the_viseme_that_sounds() -> None:
+    order = list(tables().viseme_targets)
+    phones = (Phone(0, 0.1, "_", "SIL"), Phone(0.1, 0.15, "a", "AA"), Phone(0.15, 0.2, "m", "PBM"))
+    spoken = [order[number] for number in spoken_visemes(phones, 8)]
+    # frames come at 0, .033, .067, .1, .133, .167, .2 and .233 s
+    assert spoken == ["SIL", "SIL", "SIL", "AA", "AA", "PBM", "PBM", "PBM"]
+
+
+def test_the_hint_learns_visemes_by_name(motion: MotionData) -> None:
+    """On tones for /a/ and silence for /m/, a few steps of the hint alone tell the two apart."""
+    encoder = MelEncoder(CONFIG.audio)
+    mel = mel_data((clip.pcm for clip in tiny_clips()), encoder)
+    torch.manual_seed(0)
+    student = stage2.Student(CONFIG)
+    controls, speeds = (make(SPACE, motion.coordinates) for make in (stage2.control_map, stage2.speed_map))
+    optimiser = torch.optim.AdamW(student.parameters(), 3e-3)
+    for step in range(60):
+        batch = crops(motion, mel, student.talker.audio_encoder, 4, 24, np.random.default_rng(step))
+        loss, _ = stage2.stage2_loss(student, SPACE, controls, speeds, batch, STAGE2, 0.0, step)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    heard = frame_features(student.talker.audio_encoder, batch.mel, 24)
+    guessed = student.hinted(heard)[2].argmax(-1)
+    assert float((guessed == batch.visemes).float().mean()) > 0.8
 
 
 def test_cached_rollout_equals_the_predictor_as_trained() -> None:

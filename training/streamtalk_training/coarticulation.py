@@ -22,6 +22,7 @@ SHARPNESS = 1.3  # exponent of the decay
 PLATEAU = 0.6  # share of a phone's half width over which its dominance is full
 RIGHT_DECAY = 1.2  # a phone lets go faster than it prepares
 REST_PRIOR = 0.02
+HIDDEN_JAW = 0.02  # weight of `jawOpen` below which the jaw hides a closure
 
 ARKIT_INDEX = {name: index for index, name in enumerate(ARKIT_NAMES)}
 
@@ -114,8 +115,7 @@ def controls_from_weights(weights: Floats) -> Floats:
         return np.asarray((get(name + "Left") + get(name + "Right")) / 2, np.float32)
 
     jaw = get("jawOpen")
-    shut = np.float32(0.02)  # weight below which the jaw hides a closure
-    close = np.clip(get("mouthClose") / np.maximum(jaw, shut), 0.0, 1.0)
+    close = np.clip(get("mouthClose") / np.maximum(jaw, np.float32(HIDDEN_JAW)), 0.0, 1.0)
     press = get_pair("mouthPress")
     columns = {
         "jaw": jaw,

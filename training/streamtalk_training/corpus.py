@@ -42,19 +42,19 @@ from streamtalk_training.voices import (
     find_engines,
 )
 
-CORPUS_VERSION = 4
+CORPUS_VERSION = 5
 """Raised whenever the same specs would give other clips: shards of before are then refused."""
 CLIPS_PER_SHARD = 64
 CHARACTERS_A_SECOND = 15.0  # of speech at the usual pace: turns hours into a number of clips
 PAUSES_A_CLIP_S = 1.8
-SOUND_SHARE = 0.2  # of the clips: no speech at all
-FOREIGN_SHARE = 0.08  # of the speaking clips, as the shares below
-FLITE_SHARE = 0.2  # where flite is at hand
-FESTIVAL_SHARE = 0.1  # where festival is at hand
-ABROAD_SHARE = 0.06  # where festival has its voices of other languages
-PICO_SHARE = 0.14  # where Pico is at hand; one sentence in four is not to be aligned, and left out
-NEURAL_SHARE = 0.34  # where the neural voices are at hand
-HIBARI_SHARE = 0.4  # of their clips; Kokoro, the slow one, speaks the others
+SOUND_SHARE = 0.22  # of the clips: no speech at all
+FOREIGN_SHARE = 0.06  # of the speaking clips, as the shares below
+FLITE_SHARE = 0.27  # where flite is at hand
+FESTIVAL_SHARE = 0.11  # where festival is at hand
+ABROAD_SHARE = 0.04  # where festival has its voices of other languages
+PICO_SHARE = 0.12  # where Pico is at hand; one sentence in four is not to be aligned, and left out
+NEURAL_SHARE = 0.3  # where the neural voices are at hand
+HIBARI_SHARE = 0.35  # of their clips; Kokoro, the slow one, speaks the others
 WARPED_SHARE = 0.6
 WARPS = (0.86, 1.18)
 RICH_SHARE = 0.15  # of the clips say sentences full of what lips show best, or models hear worst
@@ -145,14 +145,14 @@ def _training_voice(chooser: random.Random, engines: Engines) -> tuple[str, str]
     elif draw > 1 - FESTIVAL_SHARE - PICO_SHARE and engines.pico is not None:
         return "pico", chooser.choice(PICO_VOICES)
     elif draw > 1 - FESTIVAL_SHARE - PICO_SHARE - NEURAL_SHARE and engines.neural:
-        return "neural", _neural_voice(chooser)
+        return "neural", _neural_voice(chooser, engines)
     return "espeak", chooser.choice(TRAIN_ACCENTS) + suffix
 
 
-def _neural_voice(chooser: random.Random) -> str:
+def _neural_voice(chooser: random.Random, engines: Engines) -> str:
     if chooser.random() < HIBARI_SHARE:
         return neural.HIBARI
-    first, second = chooser.sample(neural.KOKORO, 2)
+    first, second = chooser.sample(neural.JAPANESE if engines.english is None else neural.ENGLISH, 2)
     return f"{first}+{second}:{chooser.randrange(60)}"
 
 
@@ -276,7 +276,7 @@ def speaker(specs: Sequence[ClipSpec], engines: Engines) -> Speak:
             raised = float(np.exp(generator.normal(0, 0.12))) if spec.varied else 1.0
             return pico.say(text, spec.voice, spec.pace, raised)
         if spec.engine == "neural":
-            return neural.say(text, spec.voice, spec.pace)
+            return neural.say(text, spec.voice, spec.pace, engines.english)
         pitch, pitch_range = generator.integers(15, 85), generator.integers(25, 80)
         return espeak.say(text, spec.voice, round(165 * spec.pace), int(pitch), int(pitch_range))
 

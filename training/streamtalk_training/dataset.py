@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from streamtalk_export.mel import MEL_HOP, MelEncoder
 from streamtalk_training.clips import Clip
 from streamtalk_training.coarticulation import ARKIT_INDEX
 from streamtalk_training.motion import MotionSpace
+from streamtalk_training.visemes import Phone, tables
 
 FPS = 30
 PHASES = 3
@@ -30,11 +31,12 @@ BLINK_ONSET = 0.1  # eyeBlinkLeft, from which a blink has begun
 @dataclass(frozen=True)
 class MotionData:
     """Clips end to end: `coordinates` float32 [N, K]; clip i spans `offsets[i]:offsets[i + 1]`, spoken by
-    `speakers[i]`."""
+    `speakers[i]`. `visemes` int64 [N] counts the keys of `viseme_targets`."""
 
     coordinates: Tensor
     offsets: NDArray[np.int64]
     speakers: NDArray[np.int64]
+    visemes: Tensor
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,20 @@ def motion_data(clips: Sequence[Clip], space: MotionSpace, gains: Sequence[float
         coordinates[:, space.clock] = blink_clock(clip.idle[:, ARKIT_INDEX["eyeBlinkLeft"]], after_s)
         parts.append(coordinates)
     offsets = np.cumsum([0, *map(len, parts)])
-    return MotionData(torch.from_numpy(np.concatenate(parts)), offsets, speakers)
+    heard = np.concatenate([spoken_visemes(clip.phones, len(clip.weights)) for clip in clips])
+    return MotionData(torch.from_numpy(np.concatenate(parts)), offsets, speakers, torch.from_numpy(heard))
+
+
+def spoken_visemes(phones: Sequence[Phone], frames: int) -> NDArray[np.int64]:
+    """The viseme of the phone that sounds at each of `frames` frames, as its place among `viseme_targets`: [frames].
+
+    Phones follow each other without a gap (`clips.with_silences`); after the last its viseme stays.
+    """
+    order = list(tables().viseme_targets)
+    ends_s = np.array([phone.end_s for phone in phones])
+    at = np.searchsorted(ends_s, np.arange(frames) / FPS, side="right")
+    numbers = np.array([order.index(phone.viseme) for phone in phones], np.int64)
+    return np.asarray(numbers[np.minimum(at, len(phones) - 1)])
 
 
 def blink_clock(blink: NDArray[np.float32], after_s: float) -> NDArray[np.float32]:
@@ -129,15 +144,17 @@ def frame_features(encoder: MelEncoder, mel: Tensor, frames: int) -> Tensor:
 @dataclass(frozen=True)
 class Crops:
     """A batch: `motion` [B, 1 + L, K] with the frame before the crop first (stillness at a clip's start),
-    `mel` [B, bins, M] or [B, PHASES, bins, M], `speaker` [B], `at_start` [B] (the crop opens its clip)."""
+    `mel` [B, bins, M] or [B, PHASES, bins, M], `speaker` [B], `at_start` [B] (the crop opens its clip), `visemes`
+    [B, L]."""
 
     motion: Tensor
     mel: Tensor
     speaker: Tensor
     at_start: Tensor
+    visemes: Tensor
 
     def to(self, device: torch.device) -> Crops:
-        return Crops(*(part.to(device) for part in (self.motion, self.mel, self.speaker, self.at_start)))
+        return Crops(*(getattr(self, part.name).to(device) for part in fields(self)))
 
 
 def crops(
@@ -177,4 +194,5 @@ def crops(
             heard = mel.mel[:, mel_rows].permute(1, 0, 3, 2).float()
         else:
             heard = mel.mel[0, mel_rows].transpose(1, 2).float()
-    return Crops(cut, heard, torch.from_numpy(motion.speakers[clips]), at_start)
+    spoken = motion.visemes[torch.from_numpy(rows[:, 1:])]
+    return Crops(cut, heard, torch.from_numpy(motion.speakers[clips]), at_start, spoken)

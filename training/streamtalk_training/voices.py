@@ -50,6 +50,7 @@ class Engines:
     pico: Path | None = None
     abroad: Festival | None = None
     neural: bool = False
+    english: Path | None = None
 
     def found(self) -> dict[str, bool]:
         """What is at hand, by name: two corpora are comparable where this is the same."""
@@ -72,4 +73,5 @@ def find_engines(root: Path) -> Engines:
         pico.find_pico(),
         speaker if speaker is not None and speaker.abroad else None,
         neural.neural_voices_installed(),
+        neural.find_english_styles(root),
     )
