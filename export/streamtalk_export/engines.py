@@ -97,6 +97,8 @@ class Builder:
             raise ExportError(f"{target} {self.version} cannot parse {graph.file}: {_joined(errors)}")
         self._check_network(network, graph)
         config = self._config(network)
+        if self._capturable(graph):
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         timings = Timings(config, self.timings_key) if self.family.needs_gpu else None
         plan = self._made(
             lambda: self.builder.build_serialized_network(network, config), f"cannot build {graph.file}"
@@ -115,7 +117,7 @@ class Builder:
             tensorrt_version=self.version,
             compute_capability=self.capability_text(),
             graph_sha256=graph.sha256,
-            flags=("no_tf32", "strongly_typed"),
+            flags=("no_tf32", "strongly_typed", *(("user_allocation",) if self._capturable(graph) else ())),
         )
 
     @cached_property
@@ -151,6 +153,13 @@ class Builder:
                 f"builds for {', '.join(map(str, known))}."
             )
         return tuple(sorted(set(wanted)))
+
+    def _capturable(self, graph: Graph) -> bool:
+        """Whether the engine is built so that CUDA can capture it: TensorRT-RTX then refuses to build what it would
+        have to allocate for as it runs. A graph of dynamic shape is not run frame by frame.
+        """
+        known = hasattr(self.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION")
+        return known and not any(isinstance(n, str) for tensor in graph.inputs for n in tensor.shape)
 
     def _config(self, network: Any) -> Any:
         trt = self.trt

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import streamtalk
 from streamtalk.backends import available
+from streamtalk.cuda.driver import BUILD, driver_build
 from streamtalk.errors import ModelError
 from streamtalk.installed import Answer, Found, State, ask
 from streamtalk.manifest import Manifest, read_manifest, verified
@@ -138,11 +139,9 @@ def jetson_release(file: Path = Path("/etc/nv_tegra_release")) -> str:
 
 def driver_version() -> str:
     """From the kernel, else from nvidia-smi (Windows, WSL); empty without a driver."""
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text(errors="replace")
-    except OSError:
-        text = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    match = re.search(r"\b\d{3,}\.[\d.]+\b", text)
+    if build := driver_build():
+        return build
+    match = BUILD.search(_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"))
     return match[0] if match else ""
 
 

@@ -1,13 +1,18 @@
 """The graphs in onnxruntime on an NVIDIA GPU, where no TensorRT runs.
 
 onnxruntime captures its own CUDA graphs, one for each number it is given, so its runs stay outside the lane's
-capture: a frame is an upload, a graph launch and a download, one after the other.
+capture: a frame is an upload, a graph launch and a download, one after the other. Releases before `GRAPHS_FROM` do not
+capture here: their replays could read host memory that was given to something else (onnxruntime's pull request 32121).
 """
 
 from __future__ import annotations
 
 import itertools
+import re
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout, suppress
+from importlib import metadata
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -22,6 +27,11 @@ from streamtalk.manifest import AUDIO_ENCODER, FRAME, Graph, Manifest, graph_key
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
+GRAPHS_FROM = (1, 31, 1)
+"""The first release whose captured graphs were seen to keep what they read."""
+SEARCH = "HEURISTIC"
+LIBRARIES = ("nvidia-cudnn", "nvidia-cublas", "nvidia-cuda-runtime")
+"""Beginnings of the names of the packages whose kernels are run, besides onnxruntime's own."""
 
 
 def load(directory: Path, manifest: Manifest) -> CudaBackend:
@@ -38,9 +48,22 @@ def load(directory: Path, manifest: Manifest) -> CudaBackend:
     precision = next(p for p in PRECISIONS if graph_key(FRAME, p) in manifest.graphs)
     graphs = [manifest.graphs[graph_key(name, precision)] for name in (AUDIO_ENCODER, FRAME)]
     encoder, frame = (CudaSession(runtime, directory, graph, driver) for graph in graphs)
-    description = f"onnxruntime {runtime.__version__}, {precision}, {driver.description}"
-    fingerprint = f"{description}; {graphs[0].sha256}, {graphs[1].sha256}"
+    how = "" if captures(runtime.__version__) else ", kernel by kernel"
+    description = f"onnxruntime {runtime.__version__}{how}, {precision}, {driver.description}"
+    fingerprint = "; ".join([description, driver.build, SEARCH, *libraries(), *(g.sha256 for g in graphs)])
     return CudaBackend(NAME, description, fingerprint, precision, driver, encoder, frame, manifest)
+
+
+def captures(version: str) -> bool:
+    """Whether this release of onnxruntime captures CUDA graphs that can be replayed safely."""
+    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    return numbers is not None and tuple(map(int, numbers.groups())) >= GRAPHS_FROM
+
+
+def libraries() -> list[str]:
+    """Name and version of the installed packages that onnxruntime takes its kernels from."""
+    found = ((d.metadata["Name"] or "", d.version) for d in metadata.distributions())
+    return sorted({f"{name} {version}" for name, version in found if name.startswith(LIBRARIES)})
 
 
 class CudaSession:
@@ -59,18 +82,32 @@ class CudaSession:
         self.numbers = itertools.count(1)
         for name, sha256 in graph.files.items():
             verified(directory, name, sha256)
+        try:
+            self._load(directory / graph.file)
+        except BaseException:
+            driver.discard([self.stream])
+            raise
+
+    def _load(self, path: Path) -> None:
+        runtime, driver = self.runtime, self.driver
         options = runtime.SessionOptions()
         options.log_severity_level = 3
         provider = {
             "device_id": str(driver.device),
             "user_compute_stream": str(int(self.stream)),
-            "enable_cuda_graph": "1",
+            "enable_cuda_graph": str(int(captures(runtime.__version__))),
             # TF32 has float16's mantissa: left on, it would undo every float32 island.
             "use_tf32": "0",
+            # The default times all algorithms and takes another from one start to the next.
+            "cudnn_conv_algo_search": SEARCH,
         }
-        path = directory / graph.file
         try:
-            self.session = runtime.InferenceSession(str(path), options, providers=[(PROVIDER, provider)])
+            # In the driver's context, where a capture in another thread does not forbid to allocate. Without the
+            # fallback, which would print to stdout and hand out a session on the CPU.
+            with driver.current():
+                self.session = runtime.InferenceSession(
+                    str(path), options, providers=[(PROVIDER, provider)], enable_fallback=0
+                )
         except Exception as error:  # onnxruntime's own errors share no base class
             raise BackendError(
                 f"onnxruntime {runtime.__version__} cannot load {path}: {first_line(error)}"
@@ -78,9 +115,9 @@ class CudaSession:
         if PROVIDER not in self.session.get_providers():
             raise BackendError(
                 f"onnxruntime {runtime.__version__} cannot start {PROVIDER} here; its CUDA and cuDNN libraries "
-                "are missing or of another version."
+                "are missing or of another version: pip install 'streamtalk[gpu]' brings them."
             )
-        want_inputs, want_outputs = declared(graph)
+        want_inputs, want_outputs = declared(self.graph)
         compare(f"The inputs of {path}", want_inputs, tensors_of(self.session.get_inputs()))
         compare(f"The outputs of {path}", want_outputs, tensors_of(self.session.get_outputs()))
 
@@ -106,7 +143,7 @@ class CudaSessionRun:
     """
 
     def __init__(self, session: CudaSession, io: Any, number: int) -> None:
-        self._session, self._io = session, io
+        self._session, self._io, self._number = session, io, number
         self._options = session.runtime.RunOptions()
         self._options.add_run_config_entry("gpu_graph_id", str(number))
         # The lane waits with an event that sleeps; without this the run would wait by spinning.
@@ -130,8 +167,14 @@ class CudaSessionRun:
         driver.wait(stream, self._answered)
 
     def close(self) -> None:
-        """Let the binding go; onnxruntime keeps the captured graph as long as the session."""
+        """Let the binding go, and the captured graph where onnxruntime can; before 1.32 it keeps that as long as the
+        session.
+        """
         self._io = None
+        release = getattr(self._session.session, "release_captured_graph", None)
+        if release is not None:
+            with self._session.lock, suppress(Exception):  # onnxruntime's own errors share no base class
+                release(self._number)
         self._session.driver.discard([self._asked, self._answered])
 
 
@@ -147,4 +190,7 @@ def _onnxruntime() -> Any:
             f"{NAME} needs onnxruntime-gpu; installed is an onnxruntime without {PROVIDER}. Uninstall it first, "
             "then pip install 'streamtalk[gpu]': the two overwrite each other."
         )
+    if hasattr(onnxruntime, "preload_dlls"):
+        with redirect_stdout(sys.stderr):  # where it says what it did not find
+            onnxruntime.preload_dlls()  # CUDA and cuDNN as wheels, which no loader would find
     return onnxruntime

@@ -28,5 +28,6 @@ def load(name: str, directory: Path, manifest: Manifest) -> CudaBackend:
     built = fits[FRAME].engine
     description = f"{name} {library.version}, {built.precision}, {driver.description}"
     hashes = ", ".join(fits[graph].engine.sha256 for graph in (AUDIO_ENCODER, FRAME))
-    fingerprint = f"{description}; compute capability {capability}; {' '.join(built.flags)}; {hashes}"
+    device = f"{driver.build}; compute capability {capability}"
+    fingerprint = f"{description}; {device}; {' '.join(built.flags)}; {hashes}"
     return CudaBackend(name, description, fingerprint, built.precision, driver, encoder, frame, manifest)

@@ -19,13 +19,14 @@ NO_WAIT = -1
 class DeviceArray:
     """Float32 memory on the GPU that a stream fills anew with every frame, or a batch with every step.
 
-    `cupy.asarray(x)`, `torch.as_tensor(x, device="cuda")`, `torch.from_dlpack(x)`, `numba.cuda.as_cuda_array(x)` and
-    PyCUDA's `GPUArray(x.shape, x.dtype, gpudata=x.address)` see it in place, and PyCUDA's kernels take `x` itself.
+    `torch.from_dlpack(x)`, `cupy.asarray(x)`, `numba.cuda.as_cuda_array(x)` and PyCUDA's `GPUArray(x.shape, x.dtype,
+    gpudata=x.address)` see it in place, and PyCUDA's kernels take `x` itself.
 
     It is the newest frame's until the next one is asked for, and nobody's after `close`. A consumer that works on a
     stream of its own puts what it does between `acquire_on`, which makes that stream wait for the frame, and
-    `release_on`, which makes the next frame wait for that stream; the host waits for neither. Both protocols do the
-    first by themselves: DLPack likewise, the array interface by naming the stream.
+    `release_on`, which makes the next frame wait for that stream; the host waits for neither. DLPack does the first by
+    itself. The array interface only names our stream: CuPy and Numba then make the host wait, and torch
+    (`torch.as_tensor(x, device="cuda")`) does not look at it, so that `acquire_on` comes first.
     """
 
     def __init__(

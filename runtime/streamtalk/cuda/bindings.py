@@ -11,13 +11,14 @@ from __future__ import annotations
 import ctypes
 import importlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
 
-from streamtalk.cuda.driver import Bytes, Handle
+from streamtalk.cuda.driver import Bytes, Handle, driver_build
 from streamtalk.errors import BackendError, MissingDependencyError
 
 OUT_OF_DATE = 35
@@ -48,6 +49,7 @@ class CudaDriver:
             self._call(cuda.cudaFree, 0)
             self._context = self._call(self._api.cuCtxGetCurrent)
         self.device = int(device)
+        self.build = driver_build()
         self.dlpack_device = (DLPACK_CUDA, self.device)
         self.primary = self._is_primary()
         attribute = cuda.cudaDeviceAttr
@@ -84,13 +86,18 @@ class CudaDriver:
 
     def pinned_memory(self, size: int) -> Bytes:
         address = int(self._call(self._cuda.cudaHostAlloc, size, self._cuda.cudaHostAllocDefault))
-        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+        block = (ctypes.c_uint8 * size).from_address(address)
+        # Every view of the array keeps `block`: a frame that is read after `close` is old, and not unmapped.
+        weakref.finalize(block, self._free_pinned, address)
+        return np.ctypeslib.as_array(block)
 
-    def release(self, device: list[int], pinned: list[Bytes]) -> None:
+    def _free_pinned(self, address: int) -> None:
+        with suppress(BackendError), self.current():  # at the end of a process CUDA may be gone already
+            self._call(self._cuda.cudaFreeHost, address)
+
+    def release(self, device: list[int]) -> None:
         for address in device:
             self._call(self._cuda.cudaFree, address)
-        for memory in pinned:
-            self._call(self._cuda.cudaFreeHost, memory.ctypes.data)
 
     def stream(self) -> Handle:
         return self._call(self._cuda.cudaStreamCreateWithFlags, self._cuda.cudaStreamNonBlocking)
@@ -169,9 +176,17 @@ class CudaDriver:
             raise
         graph = self._call(cuda.cudaStreamEndCapture, stream)
         try:
-            return self._call(cuda.cudaGraphInstantiate, graph, 0)
+            ready = self._call(cuda.cudaGraphInstantiate, graph, 0)
         finally:
             self._call(cuda.cudaGraphDestroy, graph)
+        try:
+            # Else its first launch would, in the middle of a stream.
+            self._call(cuda.cudaGraphUpload, ready, stream)
+            self.drain(stream)
+        except BaseException:
+            cuda.cudaGraphExecDestroy(ready)
+            raise
+        return ready
 
     def launch(self, graph: Handle, stream: Handle) -> None:
         self._call(self._cuda.cudaGraphLaunch, graph, stream)
@@ -187,12 +202,16 @@ class CudaDriver:
                 self._call(cuda.cudaStreamDestroy, handle)
 
     def _require_gpu(self) -> None:
-        error, count = self._cuda.cudaGetDeviceCount()
+        no_driver = (
+            "No NVIDIA driver that this cuda-bindings can use: install one (`nvidia-smi` shows it), or the "
+            "cuda-bindings of the driver's CUDA version (12.8 on JetPack 6)."
+        )
+        try:
+            error, count = self._cuda.cudaGetDeviceCount()
+        except RuntimeError as words:  # cuda-bindings 12.8 without a driver; later ones return a code
+            raise BackendError(f"{no_driver} ({words})") from words
         if int(error) == OUT_OF_DATE:
-            raise BackendError(
-                "No NVIDIA driver that this cuda-bindings can use: install one (`nvidia-smi` shows it), or the "
-                "cuda-bindings of the driver's CUDA version."
-            )
+            raise BackendError(no_driver)
         if int(error) == NO_DEVICE or (int(error) == 0 and not count):
             raise BackendError("This machine has no NVIDIA GPU that CUDA can see.")
         if int(error):

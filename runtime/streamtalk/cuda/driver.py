@@ -5,14 +5,17 @@ Pointers, streams, events and graphs are integers or opaque values that only the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
+BUILD = re.compile(r"\b\d{3,}\.[\d.]+\b")
 Handle = Any
 """A stream, an event or an instantiated graph."""
 
@@ -24,6 +27,8 @@ class Driver(Protocol):
 
     description: str
     """The device, for people, such as `NVIDIA GeForce RTX 4090, driver 12.6`."""
+    build: str
+    """The version of the kernel driver, such as `570.86.15`; empty where it does not tell."""
     compute_capability: int
     """86 for 8.6."""
     device: int
@@ -40,10 +45,10 @@ class Driver(Protocol):
         """Address of `size` bytes on the device, aligned to 256."""
 
     def pinned_memory(self, size: int) -> Bytes:
-        """`size` bytes of page-locked host memory."""
+        """`size` bytes of page-locked host memory, which go back when the last view of them is gone."""
 
-    def release(self, device: list[int], pinned: list[Bytes]) -> None:
-        """Give memory back. Nothing that uses it may be in flight."""
+    def release(self, device: list[int]) -> None:
+        """Give device memory back. Nothing that uses it may be in flight."""
 
     def stream(self) -> Handle:
         """A stream that does not wait for the default one."""
@@ -88,13 +93,22 @@ class Driver(Protocol):
         """Wait until the stream is empty; the thread sleeps."""
 
     def capture(self, stream: Handle, enqueue: Callable[[], None]) -> Handle:
-        """Record what `enqueue` puts on the stream as a graph, without running it."""
+        """Record what `enqueue` puts on the stream as a graph, without running it, and bring that to the device."""
 
     def launch(self, graph: Handle, stream: Handle) -> None:
         """Run a captured graph: one launch, whatever it holds."""
 
     def discard(self, handles: list[Handle]) -> None:
         """Destroy streams, events and graphs that this driver made."""
+
+
+def driver_build(version: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """The version of NVIDIA's kernel driver; empty without one, and where the system does not tell (Windows, WSL)."""
+    try:
+        found = BUILD.search(version.read_text(errors="replace"))
+    except OSError:
+        return ""
+    return found[0] if found else ""
 
 
 def open_driver() -> Driver:

@@ -23,6 +23,7 @@ from streamtalk.backends.slots import Counts, Mask
 from streamtalk.cuda.array import DeviceArray
 from streamtalk.cuda.driver import Bytes, Driver, Handle
 from streamtalk.cuda.engine import DeviceEngine, Plan, Run, size_bytes
+from streamtalk.errors import BackendError
 from streamtalk.manifest import Manifest
 
 UPLOADED = ("noise", "position", "valid_frames", "valid_latents", "active")
@@ -111,10 +112,11 @@ class CudaSlots:
 
     def frame(self, turn: int, frames: Counts, active: Mask) -> None:
         """Start turn `turn`: one launch, and at the beginning of a hop the layout of its features."""
-        driver, m, upload = self._driver, self._manifest, self._upload
+        driver, m, side = self._driver, self._manifest, turn % 2
+        upload = self._upload[side]
         with driver.current():
-            # The graph before reads the pinned block that is written here.
-            driver.synchronize(self._done)
+            # The graph of the turn before last reads the pinned block that is written here.
+            driver.synchronize(self._sent[side])
             # As `protocol.counters`, for all slots at once and into what is uploaded.
             np.copyto(upload["noise"], self.noise)
             np.remainder(frames, m.period, out=upload["position"])
@@ -124,6 +126,7 @@ class CudaSlots:
             np.copyto(upload["active"], active)
             self._lay_out(turn, frames, active)
             self._launch_frame[turn % len(self._launch_frame)]()
+            driver.record(self._sent[side], self._frame_stream)
             driver.record(self._done, self._frame_stream)
 
     def vertices(self) -> Float32:
@@ -161,11 +164,19 @@ class CudaSlots:
         self._laid[slot] = NOT_LAID
 
     def close(self) -> None:
-        """Wait for what is in flight and give everything back, in the reverse order of taking."""
+        """Wait for what is in flight and give everything back, in the reverse order of taking. What fails does not
+        keep the rest from going back; the first failure is raised then.
+        """
+        failures: list[BackendError] = []
         if self._closers:
             with self._driver.current():
                 while self._closers:
-                    self._closers.pop()()
+                    try:
+                        self._closers.pop()()
+                    except BackendError as error:
+                        failures.append(error)
+        if failures:
+            raise failures[0]
 
     def _lay_out(self, turn: int, frames: Counts, active: Mask) -> None:
         """Bring the features of active slots to the rows of the ring that their turns will read."""
@@ -213,31 +224,34 @@ class CudaSlots:
         self._plan = Plan.of(ordered)
         self._row_bytes = {name: size // m.batch for name, size in ordered.items()}
         base = driver.device_memory(self._plan.total)
-        self._closers.append(lambda: driver.release([base], []))
+        self._closers.append(lambda: driver.release([base]))
         self._device = {name: base + offset for name, offset in self._plan.offsets.items()}
+        packed = Plan.of({name: sizes[name] for name in UPLOADED}).total
         host = Plan.of(
             {
-                "upload": Plan.of({name: sizes[name] for name in UPLOADED}).total,
+                "upload": packed,
+                "upload of odd turns": packed,
                 "pcm": sizes["pcm"],
                 "vertices": 12 * m.n_vertices * self._width if self._download else 0,
                 "spare": max(self._row_bytes.values()),
             }
         )
         pinned = driver.pinned_memory(host.total)
-        self._closers.append(lambda: driver.release([], [pinned]))
         pinned[:] = 0
 
         def block(name: str) -> Bytes:
             return pinned[host.offsets[name] : host.offsets[name] + host.sizes[name]]
 
-        self._upload_bytes, self._pinned_pcm_bytes = block("upload"), block("pcm")
+        self._upload_bytes = block("upload"), block("upload of odd turns")
+        self._pinned_pcm_bytes = block("pcm")
         self._vertex_bytes, self._spare = block("vertices"), block("spare")
         shapes = {t.name: ([int(n) for n in t.shape], t.dtype) for t in frame.graph.inputs}
-        self._upload: dict[str, Any] = {}
+        self._upload: tuple[dict[str, Any], dict[str, Any]] = {}, {}
         for name in UPLOADED:
             shape, dtype = shapes[name]
             start = self._plan.offsets[name]
-            self._upload[name] = self._upload_bytes[start : start + sizes[name]].view(dtype).reshape(shape)
+            for views, side in zip(self._upload, self._upload_bytes, strict=True):
+                views[name] = side[start : start + sizes[name]].view(dtype).reshape(shape)
         self._pinned_pcm = self._pinned_pcm_bytes.view(np.float32).reshape(m.batch, -1)
         self.pcm: Float32 = np.zeros((m.batch, m.window_samples), np.float32)
         self.noise: Float32 = np.zeros((m.batch, m.latent_width), np.float32)
@@ -262,6 +276,7 @@ class CudaSlots:
 
         self._encoder_stream, self._frame_stream = taken(driver.stream()), taken(driver.stream())
         self._heard, self._encoded, self._kept, self._done = event(), event(), event(), event()
+        self._sent = event(), event()
         self._device_vertices = DeviceArray(
             driver,
             self._device["vertices"],
@@ -293,10 +308,12 @@ class CudaSlots:
         sides = [bound(frame, addresses, self._frame_stream) for addresses in (front, back)]
         row = self._plan.sizes["audio_feature"]
 
-        def turn_body(side: Run, ring_row: int) -> Callable[[], None]:
+        def turn_body(turn: int) -> Callable[[], None]:
+            side, ring_row, packed = sides[turn % 2], turn % m.hop, self._upload_bytes[turn % 2]
+
             def enqueue() -> None:
                 stream = self._frame_stream
-                driver.upload(device[UPLOADED[0]], self._upload_bytes, stream)
+                driver.upload(device[UPLOADED[0]], packed, stream)
                 driver.copy(device["audio_feature"], device["ring"] + ring_row * row, row, stream)
                 side.enqueue(stream)
                 if self._download:
@@ -304,7 +321,7 @@ class CudaSlots:
 
             return enqueue
 
-        bodies = [turn_body(sides[i % 2], i % m.hop) for i in range(lcm(2, m.hop))]
+        bodies = [turn_body(turn) for turn in range(lcm(2, m.hop))]
         # Last taken, first given back: nothing may be in flight when the rest goes.
         graphs: list[Handle] = []
         self._closers.append(lambda: driver.discard(graphs))
@@ -314,7 +331,12 @@ class CudaSlots:
         def ready(engine: DeviceEngine, stream: Handle, enqueue: Callable[[], None]) -> Callable[[], None]:
             if not engine.capturable:
                 return enqueue
-            graphs.append(graph := driver.capture(stream, enqueue))
+            try:
+                graphs.append(graph := driver.capture(stream, enqueue))
+            except BackendError:
+                # Still right, launch by launch. Classic TensorRT does not tell beforehand what it cannot capture.
+                engine.capturable = False
+                return enqueue
             return lambda: driver.launch(graph, stream)
 
         driver.drain(self._frame_stream)

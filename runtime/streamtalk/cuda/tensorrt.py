@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from streamtalk.backends.contract import Tensors, compare, declared
@@ -28,7 +29,7 @@ class Library:
     def __init__(self, name: str) -> None:
         try:
             self.trt: Any = importlib.import_module(name)
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # OSError: one of its own libraries is missing
             raise MissingDependencyError(
                 f"{name} needs the package of that name: {INSTALL[name]}. ({error})"
             ) from error
@@ -39,15 +40,17 @@ class Library:
 
     def load(self, fit: Fit, driver: Driver) -> TensorRtEngine:
         """Deserialise an engine whose hash was verified, and compare what it takes and gives with the manifest."""
-        if self.runtime is None:
-            self.runtime = self.trt.Runtime(self.logger)
         self.logger.words.clear()
         plan = fit.path.read_bytes()
+        engine: Any = None
         try:
-            engine = self.runtime.deserialize_cuda_engine(plan)
+            # In the driver's context, where a capture in another thread does not forbid to allocate.
+            with driver.current():
+                if self.runtime is None:  # raises where CUDA does not start
+                    self.runtime = self.trt.Runtime(self.logger)
+                engine = self.runtime.deserialize_cuda_engine(plan)
         except Exception as error:  # the bindings raise several kinds without a common base
             self.logger.words.append(str(error))
-            engine = None
         if engine is None:
             words = " ".join(self.logger.words) or "it gives no reason."
             raise BackendError(
@@ -57,8 +60,15 @@ class Library:
         want_inputs, want_outputs = declared(fit.graph)
         compare(f"The inputs of {fit.path}", want_inputs, got_inputs)
         compare(f"The outputs of {fit.path}", want_outputs, got_outputs)
+        on_host = [
+            name
+            for name in (*got_inputs, *got_outputs)
+            if engine.get_tensor_location(name) != self.trt.TensorLocation.DEVICE
+        ]
+        if on_host:
+            raise BackendError(f"{fit.path} wants {', '.join(on_host)} in host memory. Build it again here.")
         key = f"{self.name} {self.version}; {driver.description}; {fit.engine.sha256}"
-        return TensorRtEngine(self, engine, fit.graph, driver, Compiled(engine, key))
+        return TensorRtEngine(self, engine, fit.graph, driver, Compiled(self.trt, engine, key))
 
     def _tensors(self, engine: Any) -> tuple[Tensors, Tensors]:
         sides: tuple[Tensors, Tensors] = {}, {}
@@ -78,21 +88,28 @@ class Compiled:
     wrote. Classic TensorRT compiles when it builds and has no such cache.
     """
 
-    def __init__(self, engine: Any, key: str) -> None:
+    def __init__(self, trt: Any, engine: Any, key: str) -> None:
         self._key, self._stored, self._cache = key, b"", None
         self.options: dict[str, Any] = {}
         """For `create_execution_context`."""
+        self.scratch_bytes: int | None = None
+        """Scratch memory that a context wants to be given; None where it takes its own."""
         create = getattr(engine, "create_runtime_config", None)
-        config: Any = create() if create else None
-        if not hasattr(config, "create_runtime_cache"):
+        if create is None:
             return
         with suppress(Exception):  # the bindings raise several kinds without a common base
+            config = create()
+            # What allocates as it runs cannot be captured: all scratch memory is the lane's.
+            config.set_execution_context_allocation_strategy(
+                trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            )
+            self.options, self.scratch_bytes = {"runtime_config": config}, int(engine.device_memory_size_v2)
             cache = config.create_runtime_cache()
             self._stored = remembered(KIND, key)
             if self._stored and not cache.deserialize(self._stored):
                 self._stored = b""
             if config.set_runtime_cache(cache):
-                self._cache, self.options = cache, {"runtime_config": config}
+                self._cache = cache
 
     def keep(self) -> None:
         """Keep what was compiled, if that is more than what was kept; once."""
@@ -117,17 +134,27 @@ class TensorRtEngine:
 
     def bind(self, addresses: Mapping[str, int], stream: Handle) -> TensorRtRun:
         """A context with its own scratch memory; it runs once, for an engine must have run before a capture."""
-        self.library.logger.words.clear()
-        context = self.engine.create_execution_context(**self.compiled.options)
+        library, words = self.library, self.library.logger.words
+        words.clear()
+        context: Any = None
+        try:
+            context = self.engine.create_execution_context(**self.compiled.options)
+        except Exception as error:  # the bindings raise several kinds without a common base
+            words.append(str(error))
         if context is None:
-            words = " ".join(self.library.logger.words) or "it gives no reason."
-            raise BackendError(f"{self.library.name} has no room for another stream: {words}")
-        for name, address in addresses.items():
-            if not context.set_tensor_address(name, address):
-                raise BackendError(f"{self.library.name} does not take an address for `{name}`.")
-        run = TensorRtRun(self.library, context)
-        run.enqueue(stream)
-        self.driver.drain(stream)
+            said = " ".join(words) or "it gives no reason."
+            raise BackendError(f"{library.name} has no room for another stream: {said}")
+        run = TensorRtRun(library, context, self.driver)
+        try:
+            run.take_scratch(self.compiled.scratch_bytes)
+            for name, address in addresses.items():
+                if not context.set_tensor_address(name, address):
+                    raise BackendError(f"{library.name} does not take an address for `{name}`.")
+            run.enqueue(stream)
+            self.driver.drain(stream)
+        except BaseException:
+            run.close()
+            raise
         self.compiled.keep()
         # TensorRT-RTX alone can tell; an engine that cannot be captured is still right, launch by launch.
         can_capture = getattr(context, "is_stream_capturable", None)
@@ -137,10 +164,17 @@ class TensorRtEngine:
 
 
 class TensorRtRun:
-    """An execution context with its addresses set."""
+    """An execution context with its addresses set, and its scratch memory where it does not take its own."""
 
-    def __init__(self, library: Library, context: Any) -> None:
-        self._library, self._context = library, context
+    def __init__(self, library: Library, context: Any, driver: Driver) -> None:
+        self._library, self._context, self._driver = library, context, driver
+        self._scratch: list[int] = []
+
+    def take_scratch(self, size: int | None) -> None:
+        """Give the context `size` bytes on the device to work in; None where it has its own."""
+        if size is not None:
+            self._scratch.append(self._driver.device_memory(max(size, 1)))
+            self._context.set_device_memory(self._scratch[0], size)
 
     def enqueue(self, stream: Handle) -> None:
         """Put one run on the stream."""
@@ -151,10 +185,16 @@ class TensorRtRun:
     def close(self) -> None:
         """Let the context and its scratch memory go."""
         self._context = None
+        scratch, self._scratch = self._scratch, []
+        self._driver.release(scratch)
 
 
+@cache
 def error_words(trt: Any) -> Any:
-    """A logger for a TensorRT library that keeps the words of errors in `words`, and prints nothing."""
+    """The logger for a TensorRT library, which keeps the words of errors in `words` and prints nothing.
+
+    One for the life of the process: the library goes on speaking to the first that it met, also after that is gone.
+    """
 
     class Words(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -84,6 +84,7 @@ class FakeDriver:
     """Counts what it was asked for; `calls` is cleared by tests."""
 
     description: str = "a fake GPU"
+    build: str = "570.86.15"
     compute_capability: int = 86
     device: int = 0
     primary: bool = True
@@ -121,11 +122,12 @@ class FakeDriver:
 
     def pinned_memory(self, size: int) -> Bytes:
         self.calls.append("pinned_memory")
-        pinned: Bytes = self._take(size)[1]
+        address, pinned = self._take(size)
+        del self.memory[address]  # its views alone keep it
         return pinned
 
-    def release(self, device: list[int], pinned: list[Bytes]) -> None:
-        for address in (*device, *(block.ctypes.data for block in pinned)):
+    def release(self, device: list[int]) -> None:
+        for address in device:
             del self.memory[address]
 
     def stream(self) -> FakeStream:

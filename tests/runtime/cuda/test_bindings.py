@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from streamtalk import BackendError, MissingDependencyError
@@ -34,6 +36,7 @@ class Stub(ModuleType):
         self.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
         self.cudaStreamNonBlocking, self.cudaEventBlockingSync, self.cudaEventDisableTiming = 1, 1, 2
         self.cudaGraphExec_t, self.cudaEvent_t = str, float
+        self.cudaHostAllocDefault, self.host = 0, np.zeros(64, np.uint8)
         self.called: list[str] = []
         self.told: list[Any] = []
         results = {
@@ -42,14 +45,15 @@ class Stub(ModuleType):
             "cudaDriverGetVersion": 12060,
             "cudaGetDeviceProperties": SimpleNamespace(name=b"NVIDIA Thing\0\0"),
             "cudaMalloc": 4096,
+            "cudaHostAlloc": self.host.ctypes.data,
             "cudaStreamCreateWithFlags": 7,
             "cudaEventCreateWithFlags": 0.5,
             "cudaStreamEndCapture": 9,
             "cudaGraphInstantiate": "graph",
         }
         nothing = (
-            "cudaThreadExchangeStreamCaptureMode cudaStreamBeginCapture cudaGraphDestroy cudaEventRecord "
-            "cudaEventSynchronize cudaEventDestroy cudaStreamDestroy"
+            "cudaThreadExchangeStreamCaptureMode cudaStreamBeginCapture cudaGraphDestroy cudaGraphUpload "
+            "cudaGraphExecDestroy cudaEventRecord cudaEventSynchronize cudaEventDestroy cudaStreamDestroy cudaFreeHost"
         )
         for name in (*results, *nothing.split()):
             setattr(self, name, self._function(name, results.get(name), (errors or {}).get(name, 0)))
@@ -163,7 +167,10 @@ def test_a_capture_that_fails_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     stub = Stub()
     gpu = driver(monkeypatch, stub)
     assert gpu.capture(gpu.stream(), lambda: None) == "graph"
-    assert stub.called[-2:] == ["cudaGraphInstantiate", "cudaGraphDestroy"]
+    made = stub.called[stub.called.index("cudaGraphInstantiate") :]
+    # Brought to the device now, and waited for: its first launch is like any other.
+    assert made[:3] == ["cudaGraphInstantiate", "cudaGraphDestroy", "cudaGraphUpload"]
+    assert "cudaEventSynchronize" in made
 
     def fails() -> None:
         raise BackendError("no tactic")
@@ -171,6 +178,39 @@ def test_a_capture_that_fails_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError, match="no tactic"):
         gpu.capture(gpu.stream(), fails)
     assert stub.called[-1] == "cudaStreamEndCapture"
+
+
+def test_a_graph_that_does_not_reach_the_device_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = Stub(errors={"cudaGraphUpload": 2})
+    gpu = driver(monkeypatch, stub)
+    with pytest.raises(BackendError, match="cudaGraphUpload failed"):
+        gpu.capture(gpu.stream(), lambda: None)
+    assert stub.told[-1] == ("cudaGraphExecDestroy", "graph")
+
+
+def test_pinned_memory_lives_as_long_as_somebody_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = Stub()
+    gpu = driver(monkeypatch, stub)
+    memory = gpu.pinned_memory(64)
+    frame = memory[8:24].view(np.float32).reshape(2, 2)
+    del memory
+    gc.collect()
+    assert "cudaFreeHost" not in stub.called
+    frame[:] = 1.5
+    assert stub.host[8:24].view(np.float32).tolist() == [1.5] * 4
+    del frame
+    gc.collect()
+    assert stub.told[-1] == ("cudaFreeHost", stub.host.ctypes.data)
+
+
+def test_bindings_that_raise_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises() -> Any:
+        raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    stub = Stub()
+    stub.cudaGetDeviceCount = raises
+    with pytest.raises(BackendError, match=r"No NVIDIA driver.*libcuda\.so\.1"):
+        driver(monkeypatch, stub)
 
 
 def test_without_a_context_it_is_the_primary_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,9 +191,10 @@ def test_the_next_hop_is_heard_while_frames_of_this_one_are_under_way(tmp_path: 
                 lane.pcm[:] = rng.standard_normal(manifest.window_samples)
                 lane.encode()
             lane.noise[:] = rng.standard_normal(manifest.latent_width)
-            if index < 3:  # the host waits for a frame before it overwrites that frame's noise
+            if index < 3:  # the host waits for the frame before last, whose noise it overwrites
                 lane.frame(index)
-    assert order[:4] == ["encoder", "frame", "encoder", "frame"]
+    # Both hops were heard before any frame ran; the third frame forced the first.
+    assert order[:3] == ["encoder", "encoder", "frame"]
     assert len([s for s in gpu.driver.handles if isinstance(s, FakeStream) and s.queue]) == 1
     for lane in pair:
         lane.frame(3)
@@ -208,6 +209,59 @@ def test_an_interrupted_step_is_simply_done_again(
     expected = [alone(cpu, part, slot) for slot, part in enumerate(CAST[:2])]
     for got, want in zip(interrupted(gpu, CudaSlots, where, monkeypatch), expected, strict=True):
         assert np.array_equal(got, want)
+
+
+def test_without_a_download_the_host_runs_two_turns_ahead(tmp_path: Path) -> None:
+    toy = Toy()
+    directory = toy.write(tmp_path / "engine")
+    manifest = read_manifest(directory)
+    gpu: Any = replace(fake_gpu(directory, manifest), download=False)
+    identity = toy.identity
+    lane = gpu.lane(identity["styles"][0], identity["templates"][0], identity["start_latent"])
+    ran: list[str] = []
+    gpu.frame.ran = lambda: ran.append("frame")
+    lane.encode()
+    for index, done in enumerate((0, 0, 1, 2)):
+        lane.frame(index)
+        assert lane.vertices().shape == (0, 3)
+        assert len(ran) == done  # of the turns before: what turn - 2 uploaded from is written again
+    lane.close()
+
+
+def test_what_cannot_be_captured_runs_launch_by_launch(
+    load: Callable[..., Talker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any) -> Any:
+        raise BackendError("cudaStreamEndCapture failed: operation not permitted when stream is capturing.")
+
+    gpu, cpu = (load(Toy(batch=SLOTS), name) for name in ("fake", "onnxruntime-cpu"))
+    backend: Any = gpu.choice.backend
+    backend.driver.calls.clear()
+    monkeypatch.setattr(FakeDriver, "capture", refuses)
+    for part, (slot, got) in zip(CAST, play(gpu, CAST, seed=3), strict=True):
+        np.testing.assert_array_equal(got, alone(cpu, part, slot))
+    assert "launch" not in backend.driver.calls
+    assert not backend.frame.capturable and not backend.encoder.capturable
+
+
+def test_what_fails_to_go_back_keeps_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Toy()
+    directory = toy.write(tmp_path / "engine")
+    manifest = read_manifest(directory)
+    gpu = fake_gpu(directory, manifest)
+    slots = gpu.slots(toy.identity["start_latent"])
+    gives_back = FakeDriver.discard
+
+    def fails(self: FakeDriver, handles: list[Any]) -> None:
+        gives_back(self, handles)
+        raise BackendError("cudaGraphExecDestroy failed: the device is gone.")
+
+    monkeypatch.setattr(FakeDriver, "discard", fails)
+    with pytest.raises(BackendError, match="the device is gone"):
+        slots.close()
+    assert gpu.driver.memory == {}
+    assert gpu.driver.handles == []
+    slots.close()
 
 
 def test_slots_that_differ_are_not_trusted(tmp_path: Path) -> None:

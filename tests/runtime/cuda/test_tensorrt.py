@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import Enum
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,7 +37,7 @@ class StubEngine:
 
     def __init__(self, tensors: dict[str, tuple[Mode, Kind, tuple[Any, ...]]], room: bool = True) -> None:
         self.tensors, self.room, self.runs, self.addresses = tensors, room, 0, {}  # type: ignore[var-annotated]
-        self.capturable = True
+        self.capturable, self.location = True, "device"
         self.num_io_tensors = len(tensors)
 
     def get_tensor_name(self, i: int) -> str:
@@ -51,6 +51,9 @@ class StubEngine:
 
     def get_tensor_shape(self, name: str) -> tuple[Any, ...]:
         return self.tensors[name][2]
+
+    def get_tensor_location(self, name: str) -> str:
+        return self.location if name == "position" else "device"
 
     def create_execution_context(self) -> Any:
         return self if self.room else None
@@ -95,6 +98,14 @@ class Jit(StubEngine):
     def __init__(self, tensors: dict[str, tuple[Mode, Kind, tuple[Any, ...]]], fails: bool = False) -> None:
         super().__init__(tensors)
         self.fails, self.known, self.contexts, self.serialized = fails, b"", [], 0  # type: ignore[var-annotated]
+        self.device_memory_size_v2, self.strategy = 1000, ""
+        self.scratch: list[tuple[int, int]] = []
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self.scratch.append((memory, size))
 
     def create_runtime_config(self) -> Any:
         return self
@@ -139,6 +150,8 @@ def library(monkeypatch: pytest.MonkeyPatch, engine: StubEngine | None) -> Libra
     module: Any = ModuleType("tensorrt")
     module.__version__ = "10.3.0"
     module.ILogger, module.Runtime, module.TensorIOMode = Logger, Runtime, Mode
+    module.TensorLocation = SimpleNamespace(DEVICE="device")
+    module.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     return Library("tensorrt")
 
@@ -179,6 +192,42 @@ def test_a_foreign_engine_is_refused(
     foreign = StubEngine({**stub.tensors, name: tensor})
     with pytest.raises(ModelError, match=name):
         library(monkeypatch, foreign).load(fit, FakeDriver())
+
+
+def test_a_library_that_does_not_start_is_a_sentence(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classic TensorRT raises a TypeError where CUDA does not start: `auto` passes over it."""
+    loaded = library(monkeypatch, None)
+
+    def fails(_: Any) -> Any:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(loaded.trt, "Runtime", fails)
+    with pytest.raises(BackendError, match=r"cannot load .*returned nullptr"):
+        loaded.load(fit, FakeDriver())
+
+
+def test_a_tensor_in_host_memory_is_refused(
+    fit: Fit, stub: StubEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub.location = "host"
+    with pytest.raises(BackendError, match="wants position in host memory"):
+        library(monkeypatch, stub).load(fit, FakeDriver())
+
+
+@pytest.mark.usefixtures("kept")
+def test_scratch_memory_is_the_lanes_and_goes_back(
+    fit: Fit, stub: StubEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, driver = Jit(stub.tensors), FakeDriver()
+    loaded = library(monkeypatch, engine).load(fit, driver)
+    run = loaded.bind({}, 7)
+    assert engine.strategy == "user managed"
+    assert engine.scratch == [(address, 1000) for address in driver.memory]
+    run.close()
+    assert driver.memory == {}
+    with pytest.raises(BackendError, match="tensorrt failed"):
+        loaded.bind({}, 8)
+    assert driver.memory == {}
 
 
 def test_no_room_for_another_stream(fit: Fit, stub: StubEngine, monkeypatch: pytest.MonkeyPatch) -> None:
