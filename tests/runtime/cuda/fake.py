@@ -122,6 +122,7 @@ class FakeDriver:
 
     def pinned_memory(self, size: int) -> Bytes:
         self.calls.append("pinned_memory")
+        pinned: Bytes
         address, pinned = self._take(size)
         del self.memory[address]  # its views alone keep it
         return pinned

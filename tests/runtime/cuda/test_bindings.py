@@ -208,7 +208,7 @@ def test_bindings_that_raise_without_a_driver(monkeypatch: pytest.MonkeyPatch) -
         raise RuntimeError("Failed to dlopen libcuda.so.1")
 
     stub = Stub()
-    stub.cudaGetDeviceCount = raises
+    monkeypatch.setattr(stub, "cudaGetDeviceCount", raises)
     with pytest.raises(BackendError, match=r"No NVIDIA driver.*libcuda\.so\.1"):
         driver(monkeypatch, stub)
 
