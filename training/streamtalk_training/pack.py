@@ -36,7 +36,7 @@ ARCHITECTURE: dict[str, Any] = {
             "hidden_fps": 30,
             "mel_bins": 64,
             "width": 192,
-            "dilations": [1, 2, 4, 6, 8],
+            "dilations": [1, 2, 4, 8],
             "lookahead_ms": 100,
             "level_floor": 3e-4,
         },
