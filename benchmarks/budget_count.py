@@ -38,7 +38,7 @@ PICKS = frozenset(("Slice", "Split", "Gather", "GatherND"))
 MOVES = frozenset(("Transpose", "Expand", "Cast"))
 POINTWISE = frozenset(
     """Add Sub Mul Div Neg Pow Sqrt Reciprocal Exp Log Erf Sigmoid Tanh Relu LeakyRelu Clip Min Max Cos Sin Floor Not
-    Equal Greater GreaterOrEqual Less LessOrEqual Where Range Resize""".split()
+    And Or Equal Greater GreaterOrEqual Less LessOrEqual Where Range Resize""".split()
 )
 """One operation for each element put out, whatever it is."""
 SHAPES = frozenset(("Shape", "Constant"))

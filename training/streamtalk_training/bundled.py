@@ -29,7 +29,7 @@ from streamtalk_training import corpus, espeak, evaluate, flite, pack, runs, sta
 from streamtalk_training.face import load_face
 from streamtalk_training.pack import write_config
 
-HOURS = 8.6
+HOURS = 11.0
 DEMO_TEXT = (
     "Hello! My lips move to the sound of my voice, a tenth of a second after you hear it. "
     "Five happy people bought a big map of the moon."

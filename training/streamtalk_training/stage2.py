@@ -41,7 +41,7 @@ from streamtalk_training.talker import Talker, mouth_latents, newest_frames
 from streamtalk_training.validate import Validation, scores, streamed
 from streamtalk_training.visemes import tables
 
-VALIDATE_EVERY = 1000
+VALIDATE_EVERY = 500
 SLOW = ("jaw", "round", "funnel", "spread", "upper up")
 """Readings that move slowly in speech, and flicker where only their errors of place are trained."""
 
@@ -68,17 +68,17 @@ class Student(nn.Module):
 class Stage2:
     """How long and how hard to train, and what is done to the history."""
 
-    steps: int = 6800
+    steps: int = 14000
     batch: int = 16
     hint_batch: int = 32
     frames: int = 64
     windows: int = 8  # pairs of neighbouring frames decoded in each crop
     peak_rate: float = 1e-3
     encoder_rate: float = 1.5  # of the rate, for the audio encoder
-    talker_start: float = 0.42  # share of the run before which only the hint trains the audio encoder
+    talker_start: float = 0.45  # share of the run before which only the hint trains the audio encoder
     history_start: float = 0.7  # before which there is no history of the mouth to copy at all
     decoder_start: float = 0.7  # after which the decoder is tuned along
-    exact_start: float = 0.92  # after which features are computed at each frame's own time
+    exact_start: float = 0.85  # after which features are computed at each frame's own time
     disturbed_from: float = 0.3  # share of the run until which the disturbances of hearing grow
     control_weight: float = 1.5
     seal_weight: float = 8.0  # of the lips' seal, 0 to 1, whose deviation is about a quarter
