@@ -17,7 +17,7 @@ demo: $(VENV)/.demo ## export the bundled model, stream a clip in real time, lea
 	@echo "The film is demo.mp4, a contact sheet of it demo.png."
 
 test: lint ## lint, types and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check $(SOURCES)

@@ -60,18 +60,22 @@ def overhead(talker: Talker, frames: int) -> Seconds:
     observed = replace(talker, choice=replace(talker.choice, backend=backend))
     whole = streamed(observed, frames)
     (lane,) = backend.lanes
-    # The warm-up's frames went before; each of ours encodes once a hop.
-    inside = amortised(np.array(lane.frames[-frames:]), talker.manifest.hop)
-    return whole[: len(inside)] - inside[: len(whole)]
+    # A hop's frames come together, so that there may be more of them than were asked for.
+    return whole - amortised(np.array(lane.frames[:frames]), talker.manifest.hop)
 
 
 class _TimedLane:
-    """A lane that keeps the seconds spent in it, frame by frame."""
+    """A lane that keeps the seconds spent in it since its last reset, frame by frame."""
 
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
         self._since = 0.0
         self.frames: list[float] = []
+
+    def reset(self) -> None:
+        self._lane.reset()
+        self.frames.clear()
+        self._since = 0.0
 
     def encode(self) -> None:
         began = perf_counter()

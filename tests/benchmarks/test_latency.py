@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from time import sleep
@@ -75,30 +76,45 @@ def test_targets_are_read_off_the_rows() -> None:
     assert "**no**" in found[1].line
 
 
+class Slow:
+    """A backend whose lanes take `seconds(frame)` beside their work."""
+
+    def __init__(self, backend: Any, seconds: Callable[[int], float]) -> None:
+        self.backend = backend
+        self.seconds = seconds
+
+    def lane(self, *given: Any) -> Any:
+        lane = self.backend.lane(*given)
+        frame = lane.frame
+
+        def slow(index: int) -> None:
+            sleep(self.seconds(index))
+            frame(index)
+
+        lane.frame = slow
+        return lane
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+
+def slowed(talker: Talker, seconds: Callable[[int], float]) -> Talker:
+    return replace(talker, choice=replace(talker.choice, backend=Slow(talker.choice.backend, seconds)))
+
+
 def test_the_runtime_s_own_time_excludes_its_backend(talker: Talker) -> None:
-    class Slow:
-        """A backend that takes 3 ms a frame beside its work."""
-
-        def __init__(self, backend: Any) -> None:
-            self.backend = backend
-
-        def lane(self, *given: Any) -> Any:
-            lane = self.backend.lane(*given)
-            frame = lane.frame
-
-            def slow(index: int) -> None:
-                sleep(0.003)
-                frame(index)
-
-            lane.frame = slow
-            return lane
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.backend, name)
-
-    slow = replace(talker, choice=replace(talker.choice, backend=Slow(talker.choice.backend)))
+    slow = slowed(talker, lambda _: 0.003)
     assert np.median(latency_runs.streamed(slow, 40)) > 0.003
     assert np.median(latency_runs.overhead(slow, 40)) < 0.002
+
+
+@pytest.mark.parametrize("frames", [12, 13])
+def test_every_frame_is_compared_with_its_own_time_in_the_backend(talker: Talker, frames: int) -> None:
+    """A hop's frames come together: of an odd number of frames, one is computed beyond them."""
+    assert talker.manifest.hop == 2
+    own = latency_runs.overhead(slowed(talker, lambda index: 0.002 * index), frames)
+    assert len(own) >= frames - 1
+    assert own.min() > 0  # a neighbour's time is off by 2 ms
 
 
 def test_pictures_are_drawn_from_the_document(tmp_path: Path) -> None:
