@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -27,18 +28,24 @@ class Noise(Protocol):
 
 @dataclass(frozen=True)
 class Frame:
-    """One animation frame. `vertices` [V, 3] float32, in the model's units, and `blendshapes` [52] float32 are
-    read-only views of buffers that the stream's next frame overwrites, or the batch's next step: copy to keep.
-    `time_s` is `index / fps`.
-
-    `blendshapes` are ARKit weights in [0, 1], named by `Talker.blendshape_names`; None where the model's face
-    has no shapes. They add up to the vertices within the error that the parity certificate states.
+    """One animation frame. `vertices` [V, 3] float32, in the model's units, is a read-only view of a buffer that the
+    stream's next frame overwrites, or the batch's next step: copy to keep. `time_s` is `index / fps`.
     """
 
     index: int
     time_s: float
     vertices: Float32
-    blendshapes: Float32 | None = None
+    weights: Float32 | WeightSolver | None = None
+    """The blendshapes, or what finds them once they are asked for."""
+
+    @cached_property
+    def blendshapes(self) -> Float32 | None:
+        """ARKit weights [52] float32 in [0, 1], named by `Talker.blendshape_names`; None where the model's face has no
+        shapes. They add up to the vertices within the error that the parity certificate states.
+
+        Found when first read, which must be before the next frame; a read-only view that later ones overwrite.
+        """
+        return self.weights(self.vertices) if isinstance(self.weights, WeightSolver) else self.weights
 
 
 @dataclass(frozen=True)
@@ -163,10 +170,8 @@ class Voice:
         state.timeline.drop_before(self.clock.window_start(state.encoded))
 
     def frame(self, index: int, vertices: Float32) -> Frame:
-        """Frame `index` with its blendshapes."""
-        return Frame(
-            index, index / self.clock.fps, vertices, self._weights(vertices) if self._weights else None
-        )
+        """Frame `index`."""
+        return Frame(index, index / self.clock.fps, vertices, self._weights)
 
     def reset(self) -> None:
         """Become as new."""

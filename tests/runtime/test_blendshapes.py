@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from streamtalk import ModelError, Talker
+from streamtalk.blendshapes import WeightSolver
 from streamtalk.manifest import FILE_NAME, Asset, read_manifest, sha256_of
 from tests.runtime.toy import SHAPES, Array, Toy, speech
 
@@ -55,6 +56,18 @@ def test_weights_are_a_view_of_one_buffer(talker: Talker) -> None:
     assert first.blendshapes is not None
     with pytest.raises(ValueError, match="read-only"):
         first.blendshapes[0] = 1
+
+
+def test_weights_are_found_when_they_are_asked_for(talker: Talker) -> None:
+    with talker.open() as stream:
+        frames = stream.push(PCM)
+        first = next(frames)
+        assert isinstance(first.weights, WeightSolver)
+        wanted = first.weights(first.vertices).copy()
+        first.weights(first.vertices + 1)  # another face in the shared buffer
+        np.testing.assert_array_equal(first.blendshapes, wanted)
+        next(frames)
+        assert first.blendshapes is first.blendshapes  # found once, whatever the vertices are by now
 
 
 def test_streams_do_not_share_weights(talker: Talker) -> None:

@@ -61,7 +61,7 @@ class Background:
         if self._news.poll():
             self._hear()
         weights = None if frame.blendshapes is None else frame.blendshapes.copy()
-        self._put(replace(frame, vertices=frame.vertices.copy(), blendshapes=weights))
+        self._put(replace(frame, vertices=frame.vertices.copy(), weights=weights))
 
     def close(self) -> None:
         """Wait for what is under way, then close. Closing twice is fine."""
