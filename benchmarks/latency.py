@@ -16,10 +16,11 @@ import gc
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from benchmarks.latency_rows import (
     RELEASED,
     SCHEMA,
     WHOLE_WINDOW,
+    Document,
     Histogram,
     Row,
     hardware,
@@ -233,6 +235,38 @@ def peak_rss_mb(script: str, *arguments: object) -> float | None:
     return round(float(done.stdout.split()[-1]), 1) if done.returncode == 0 else None
 
 
+def result_to_add_to(path: Path) -> Document:
+    """An earlier result of this machine and these versions. Raises OSError, and ValueError where it is none."""
+    try:
+        earlier: Document = json.loads(path.read_text(encoding="utf-8"))
+        told = {key: earlier[key] for key in ("schema", "hardware", "versions")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no result of this benchmark ({error}): leave --add away") from error
+    for key, now in (("schema", SCHEMA), ("hardware", hardware()), ("versions", versions())):
+        if told[key] != now:
+            raise ValueError(f"{path} has another {key} ({told[key]}; now {now}): leave --add away")
+    return earlier
+
+
+def added(earlier: Document, document: Document) -> Document:
+    """`document` beside the other presets of an earlier one: every ratio is still of one run."""
+    presets = document["settings"]
+
+    def kept(key: str, preset: Callable[[dict[str, Any]], str]) -> list[dict[str, Any]]:
+        """Items of every preset, in the order of `PRESETS`; the newer of two."""
+        items = [item for item in earlier[key] if preset(item) not in presets] + document[key]
+        return sorted(items, key=lambda item: PRESETS.index(preset(item)))
+
+    settings = {**earlier["settings"], **presets}
+    return {
+        **document,
+        "settings": {name: settings[name] for name in PRESETS if name in settings},
+        "rows": kept("rows", lambda row: str(row["preset"])),
+        "histograms": kept("histograms", lambda histogram: str(histogram["preset"])),
+        "targets": kept("targets", lambda target: str(target["name"]).partition(":")[0]),
+    }
+
+
 def settings_of(m: Manifest) -> dict[str, object]:
     """What every figure of a model depends on."""
     return {
@@ -258,17 +292,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--quick", action="store_true", help="the bundled model on 3 and 9 s, without ablations")
     add("--cache", type=Path, default=CACHE, help="where exports are kept")
     add("--json", type=Path, metavar="FILE", help="all figures")
+    add("--add", action="store_true", help="keep the other presets of the FILE of --json")
     add("--plot", type=Path, metavar="FILE", help="pictures of them")
     options = parser.parse_args(arguments)
     if options.quick:
         options.presets, options.seconds, options.no_ablations = ["bundled"], [3.0, 9.0], True
     if options.engine and len(options.presets) != 1:
         parser.error("--engine is an export of one preset: give --presets with that one")
+    if options.add and not options.json:
+        parser.error("--add is about the FILE of --json")
     torch.set_num_threads(Options().cpu_threads())
-    gc.disable()  # a collection between two frames is no frame's cost
     result = Result()
     cache = options.cache.expanduser()
+    gc.disable()  # a collection between two frames is no frame's cost
     try:
+        earlier = result_to_add_to(options.json) if options.add else None
         for preset in options.presets:
             given = subject(preset, cache, options.engine)
             result.settings[preset] = settings_of(given.manifest)
@@ -276,12 +314,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             measure(given, sorted(options.seconds), most, not options.no_ablations, cache, result)
             gc.collect()
         document = result.document()
+        if earlier:
+            document = added(earlier, document)
         if options.json:
             options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         if options.plot:
             plot(document, options.plot)
-    except FAILURES as error:
+    except (*FAILURES, ValueError) as error:
         return complain("latency", error)
+    finally:
+        gc.enable()
     print(table(result.rows))
     print(targets_table(targets(result.rows, result.overhead_ms)))
     for backend, reason in result.skipped.items():

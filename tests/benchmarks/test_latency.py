@@ -54,6 +54,43 @@ def test_the_document_has_the_schema() -> None:
     assert "1.00" in table([row])
 
 
+def result_of(preset: str, p50_s: float) -> latency.Result:
+    row = summary(preset, CPU, "", 1.0, "total", [p50_s])
+    return latency.Result([row], overhead_ms={preset: 0.1}, settings={preset: {"hop": 1}})
+
+
+def test_presets_can_be_measured_one_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "latency.json"
+    path.write_text(json.dumps({**result_of("vocaset", 0.5).document()}))
+    both = latency.added(latency.result_to_add_to(path), result_of("bundled", 0.001).document())
+    path.write_text(json.dumps(both))
+    newer = latency.added(latency.result_to_add_to(path), result_of("vocaset", 0.25).document())
+    assert [(row["preset"], row["p50_ms"]) for row in newer["rows"]] == [("bundled", 1), ("vocaset", 250)]
+    assert list(newer["settings"]) == ["bundled", "vocaset"]
+    assert [target["name"].partition(":")[0] for target in newer["targets"]] == ["bundled", "vocaset"]
+
+
+@pytest.mark.parametrize("key", ["schema", "hardware", "versions"])
+def test_another_machine_s_figures_are_not_added_to(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "latency.json"
+    path.write_text(json.dumps({**result_of("vocaset", 0.5).document(), key: {"cpu": "another"}}))
+    assert latency.main(["--presets", "bundled", "--json", str(path), "--add"]) == 2
+    assert f"has another {key}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}"])
+def test_what_is_no_result_is_not_added_to(
+    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "latency.json"
+    if content is not None:
+        path.write_text(content)
+    assert latency.main(["--presets", "bundled", "--json", str(path), "--add"]) == 2
+    assert str(path) in capsys.readouterr().err
+
+
 def test_targets_are_read_off_the_rows() -> None:
     """300 times is 3 s against 10 ms; a decoder of 18 ms against 10 is not twice as fast."""
     own = [
