@@ -57,7 +57,7 @@ from benchmarks.latency_subject import (
 from benchmarks.latency_targets import table as targets_table
 from benchmarks.latency_targets import targets
 from benchmarks.released import Released, Seconds
-from streamtalk import StreamTalkError, Talker
+from streamtalk import StreamTalkError, Talker, UsageError
 from streamtalk.backends import Options, available
 from streamtalk.manifest import Manifest
 
@@ -236,15 +236,15 @@ def peak_rss_mb(script: str, *arguments: object) -> float | None:
 
 
 def result_to_add_to(path: Path) -> Document:
-    """An earlier result of this machine and these versions. Raises OSError, and ValueError where it is none."""
+    """An earlier result of this machine and these versions. Raises OSError, and UsageError where it is none."""
     try:
         earlier: Document = json.loads(path.read_text(encoding="utf-8"))
         told = {key: earlier[key] for key in ("schema", "hardware", "versions")}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no result of this benchmark ({error}): leave --add away") from error
+        raise UsageError(f"{path} is no result of this benchmark ({error}): leave --add away.") from error
     for key, now in (("schema", SCHEMA), ("hardware", hardware()), ("versions", versions())):
         if told[key] != now:
-            raise ValueError(f"{path} has another {key} ({told[key]}; now {now}): leave --add away")
+            raise UsageError(f"{path} has another {key} ({told[key]}; now {now}): leave --add away.")
     return earlier
 
 
@@ -320,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         if options.plot:
             plot(document, options.plot)
-    except (*FAILURES, ValueError) as error:
+    except FAILURES as error:
         return complain("latency", error)
     finally:
         gc.enable()

@@ -61,7 +61,7 @@ def result_of(preset: str, p50_s: float) -> latency.Result:
 
 def test_presets_can_be_measured_one_by_one(tmp_path: Path) -> None:
     path = tmp_path / "latency.json"
-    path.write_text(json.dumps({**result_of("vocaset", 0.5).document()}))
+    path.write_text(json.dumps(result_of("vocaset", 0.5).document()))
     both = latency.added(latency.result_to_add_to(path), result_of("bundled", 0.001).document())
     path.write_text(json.dumps(both))
     newer = latency.added(latency.result_to_add_to(path), result_of("vocaset", 0.25).document())
