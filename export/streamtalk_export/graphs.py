@@ -31,11 +31,9 @@ def frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 class PredictorLayer(nn.Module):
-    """One decoder layer for one token with a shift-register cache."""
+    """One decoder layer for one token and the keys and values of those before it."""
 
-    bias: Tensor
-
-    def __init__(self, layer: nn.TransformerDecoderLayer, bias: Tensor) -> None:
+    def __init__(self, layer: nn.TransformerDecoderLayer) -> None:
         super().__init__()
         attention = layer.self_attn
         E = attention.embed_dim
@@ -46,26 +44,33 @@ class PredictorLayer(nn.Module):
         self.out = attention.out_proj
         self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
         self.linear1, self.linear2, self.activation = layer.linear1, layer.linear2, layer.activation
-        self.register_buffer("bias", bias)
 
-    def forward(self, x: Tensor, cross: Tensor, cache: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """x, cross [B, E]; cache [B, 2, H, W, E/H]; mask [B, 1, 1, W, 1] added to the scores."""
+    def forward(
+        self, x: Tensor, cross: Tensor, keys: Tensor, values: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """x, cross [B, E]; keys, values [B, 1, H, W - 1, E/H] of the frames before; bias [B, 1, H, W, 1] is added to
+        the scores. Returns the token, and its own keys and values [B, 2, H, 1, E/H].
+
+        Its own are not put beside the past's here: copies of a cache cost more than attention does.
+        """
         b, width = x.shape
         qkv = self.qkv(x).view(b, 3, self.heads, 1, width // self.heads)
         q, kv = torch.split(qkv, [1, 2], dim=1)
-        cache = torch.cat([cache[:, :, :, 1:], kv], dim=3)
-        keys, values = cache.chunk(2, dim=1)
-        weights = torch.softmax(keys @ q.transpose(-1, -2) + self.bias + mask, dim=3)
-        attended = (weights.transpose(-1, -2) @ values).reshape(b, width)
+        key, value = torch.split(kv, 1, dim=1)
+        q = q.transpose(-1, -2)
+        scores = torch.cat([keys @ q, key @ q], dim=3)
+        weights = torch.softmax(scores + bias, dim=3).transpose(-1, -2)
+        attended = (weights[..., :-1] @ values + weights[..., -1:] * value).reshape(b, width)
         x = self.norm1(x + self.out(attended))
         x = self.norm2(x + cross)
         x = self.norm3(x + self.linear2(self.activation(self.linear1(x))))
-        return x, cache
+        return x, kv
 
 
 class ConditionPredictor(nn.Module):
     """The condition of one frame from its audio feature, the previous latent and the cache."""
 
+    bias: Tensor
     positions: Tensor
     slots: Tensor
 
@@ -76,9 +81,8 @@ class ConditionPredictor(nn.Module):
         self.cross = frozen_linear(*fold_cross_attention(network))
         # The newest slot is the last: distance 0 there.
         bias = history_bias(config.n_heads, history, config.period).flip(1)[:, :, None]
-        self.layers = nn.ModuleList(
-            PredictorLayer(layer, bias) for layer in network.transformer_decoder.layers
-        )
+        self.layers = nn.ModuleList(PredictorLayer(layer) for layer in network.transformer_decoder.layers)
+        self.register_buffer("bias", bias)
         self.register_buffer("positions", network.positions.clone())
         self.register_buffer("slots", torch.arange(history)[:, None])
 
@@ -95,12 +99,14 @@ class ConditionPredictor(nn.Module):
         cross = self.cross(audio_feature).chunk(len(self.layers), dim=-1)
         # Slot s holds a frame from len - 1 - valid on, this frame's own slot included.
         oldest = (len(self.slots) - 1 - valid_frames)[:, None, None, None, None]
-        mask = torch.where(self.slots < oldest, MASKED, 0.0)
-        caches = []
+        bias = torch.where(self.slots < oldest, MASKED, self.bias)
+        past = kv_cache[:, :, :, :, 1:]
+        keys_values = torch.split(past.flatten(1, 2), 1, dim=1)
+        newest = []
         for i, layer in enumerate(self.layers):
-            x, cache = layer(x, cross[i], kv_cache[:, i], mask)
-            caches.append(cache)
-        return x, torch.stack(caches, dim=1)
+            x, kv = layer(x, cross[i], keys_values[2 * i], keys_values[2 * i + 1], bias)
+            newest.append(kv)
+        return x, torch.cat([past, torch.stack(newest, dim=1)], dim=4)
 
 
 class FoldedHead(nn.Module):
