@@ -9,30 +9,36 @@ from benchmarks.latency_rows import CPU, ONE_THREAD, RELEASED, WHOLE_WINDOW, Row
 
 CLIP_S = 9.0
 """The clip whose last frame the released streaming path is compared on: 269 at 30 fps."""
+BOUNDED = "vocaset"
+"""The preset whose ratios are held to a bound; others' are told."""
 SMALL_RATIO, DECODER_RATIO = 300.0, 2.0
 BUNDLED_P99_MS, OVERHEAD_MS = 10.0, 0.2
 
 
 @dataclass(frozen=True)
 class Target:
-    """A bound and what was measured; `at_least` tells its direction."""
+    """What was measured and its bound, None where it has none; `at_least` tells the bound's direction."""
 
     name: str
     measured: float
-    bound: float
+    bound: float | None
     at_least: bool
     unit: str
 
     @property
-    def met(self) -> bool:
+    def met(self) -> bool | None:
+        """None where there is no bound."""
+        if self.bound is None:
+            return None
         return self.measured >= self.bound if self.at_least else self.measured <= self.bound
 
     @property
     def line(self) -> str:
-        bound = f"{'≥' if self.at_least else '≤'} {self.bound:g} {self.unit}"
-        return (
-            f"| {self.name} | {self.measured:.3g} {self.unit} | {bound} | {'yes' if self.met else '**no**'} |"
-        )
+        bound, met = "", ""
+        if self.bound is not None:
+            bound = f"{'≥' if self.at_least else '≤'} {self.bound:g} {self.unit}"
+            met = "yes" if self.met else "**no**"
+        return f"| {self.name} | {self.measured:.3g} {self.unit} | {bound} | {met} |"
 
 
 def targets(rows: Sequence[Row], overhead_ms: dict[str, float]) -> list[Target]:
@@ -43,6 +49,7 @@ def targets(rows: Sequence[Row], overhead_ms: dict[str, float]) -> list[Target]:
 def _released(rows: Sequence[Row]) -> Iterator[Target]:
     """Full size, against the released algorithm; the bundled model is too small for such ratios."""
     for preset in dict.fromkeys(row.preset for row in rows if row.preset != "bundled"):
+        least, least_decoder = (SMALL_RATIO, DECODER_RATIO) if preset == BOUNDED else (None, None)
         own = {
             r.stage: r.p50_ms
             for r in rows
@@ -57,11 +64,11 @@ def _released(rows: Sequence[Row]) -> Iterator[Target]:
             released = last["condition_predictor"] + last["diffusion_head"]
             ratio = released / (own["condition_predictor"] + own["diffusion_head"])
             name = f"{preset}: predictor and head, {RELEASED} at the last frame of {CLIP_S:g} s against ours"
-            yield Target(name, ratio, SMALL_RATIO, True, "times")
+            yield Target(name, ratio, least, True, "times")
         for row in rows:
             if (row.preset, row.system, row.variant) == (preset, RELEASED, WHOLE_WINDOW):
                 name = f"{preset}: decoder, eager PyTorch on the whole decode window against ours"
-                yield Target(name, row.p50_ms / own["vq_decoder"], DECODER_RATIO, True, "times")
+                yield Target(name, row.p50_ms / own["vq_decoder"], least_decoder, True, "times")
 
 
 def _bundled(rows: Sequence[Row], overhead_ms: dict[str, float]) -> Iterator[Target]:

@@ -112,6 +112,10 @@ def test_targets_are_read_off_the_rows() -> None:
     assert [target.met for target in found] == [True, False, False, True]
     assert "**no**" in found[1].line
 
+    biwi = targets([replace(row, preset="biwi") for row in (*own, *theirs, window)], {})
+    assert [(round(target.measured, 4), target.met) for target in biwi] == [(300.0, None), (1.8, None)]
+    assert "no" not in biwi[1].line
+
 
 class Slow:
     """A backend whose lanes take `seconds(frame)` beside their work."""
