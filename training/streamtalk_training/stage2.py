@@ -81,7 +81,7 @@ class Stage2:
     exact_start: float = 0.85  # after which features are computed at each frame's own time
     disturbed_from: float = 0.3  # share of the run until which the disturbances of hearing grow
     control_weight: float = 1.5
-    seal_weight: float = 0.0  # of the lips' seal, 0 to 1; with 8 lips trembled in silence: see the model's card
+    seal_weight: float = 0.0  # of the lips' seal, 0 to 1; with 8 the lips trembled: see the model's card
     viseme_weight: float = 0.4  # of the hint's viseme, in nats
     gap_weight: float = 2.0  # of the lips' gap, besides its share in the error of motion
     speed_weight: float = 4.0  # keeps neighbouring frames from flickering
