@@ -47,7 +47,11 @@ class AudioEncoderConfig(
 
 
 class PredictorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Condition predictor and diffusion head (`diff_ar_network`)."""
+    """Condition predictor and diffusion head (`diff_ar_network`).
+
+    `noise_from` is ours: the numbers of a latent before it are denoised from 0 and so follow the sound alone, the
+    others are drawn. The release draws all of them.
+    """
 
     vq_dim: Count
     latent_dim: Count
@@ -61,6 +65,7 @@ class PredictorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     activation: Literal["relu", "gelu"] = "relu"
     head: Literal["linear", "residual_mlp"] = "linear"
     num_res_blocks: Count = 3
+    noise_from: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class VQConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -142,6 +147,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             f"DIFF_AR_DEC.vq_dim {p.vq_dim} must be face_quan_num * zquant_dim = {vq.latent_width}": (
                 vq.latent_width == p.vq_dim
             ),
+            f"DIFF_AR_DEC.noise_from {p.noise_from} must not pass vq_dim {p.vq_dim}": p.noise_from
+            <= p.vq_dim,
             f"latent_dim {p.latent_dim} must divide by n_heads {p.n_heads}": p.latent_dim % p.n_heads == 0,
             f"hidden_size {vq.hidden_size} must divide by num_attention_heads {vq.num_attention_heads}": (
                 vq.hidden_size % vq.num_attention_heads == 0

@@ -43,7 +43,8 @@ def fold_head(network: DiffusionNetwork, table: SamplerTable) -> Affine:
     step_0 = (w_x @ b_in + times @ w_y.T + dense.bias.double()) @ w_out.T + b_out
 
     identity = torch.eye(network.config.vq_dim, dtype=torch.float64)
-    from_noise, from_condition = identity, torch.zeros_like(step_c)
+    from_noise = identity * network.drawn
+    from_condition = torch.zeros_like(step_c)
     offset = torch.zeros(network.config.vq_dim, dtype=torch.float64)
     for i in range(len(table)):
         mix = float(table.coef_x0[i]) * step_x + float(table.coef_xt[i]) * identity

@@ -77,6 +77,7 @@ class DiffusionNetwork(nn.Module):
     """One token a frame: past latents and audio in, condition out; and the head that denoises from it."""
 
     positions: Tensor
+    drawn: Tensor
 
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
@@ -98,6 +99,8 @@ class DiffusionNetwork(nn.Module):
         self.time_emb = TimeEmbedding(E)
         self.obj_vector = nn.Embedding(config.id_dim, E)
         self.register_buffer("positions", position_table(config.period, E), persistent=False)
+        drawn = torch.arange(config.vq_dim) >= config.noise_from
+        self.register_buffer("drawn", drawn.float(), persistent=False)
 
     def conditions(
         self,
@@ -151,13 +154,14 @@ class DiffusionNetwork(nn.Module):
         return self.latent_vq_map(hidden)
 
     def sample(self, noise: Tensor, condition: Tensor, table: SamplerTable) -> Tensor:
-        """Denoise `noise` [..., C] in `len(table)` fixed steps given `condition` [..., E]."""
+        """Denoise `noise` [..., C], without what is not drawn, in `len(table)` fixed steps given `condition`
+        [..., E]."""
         times = self.time_emb(torch.from_numpy(table.timesteps).to(noise.device))
         return self.sample_at(noise, condition, table, times)
 
     def sample_at(self, noise: Tensor, condition: Tensor, table: SamplerTable, times: Tensor) -> Tensor:
         """`sample` with the time embeddings [N, E] given."""
-        x = noise
+        x = noise * self.drawn if self.config.noise_from else noise
         for time, coef_x0, coef_xt in zip(times, table.coef_x0.tolist(), table.coef_xt.tolist(), strict=True):
             x0 = coef_x0 * self.denoise(x, condition, time)
             x = x0 if coef_xt == 0.0 else x0 + coef_xt * x

@@ -59,6 +59,8 @@ def test_presets_have_names_for_their_speakers() -> None:
         ("VAE.face_quan_num", 8, "face_quan_num \\* zquant_dim = 512"),
         ("DIFF_AR_DEC.activation", "tanh", "Invalid enum value 'tanh'"),
         ("DIFF_AR_DEC.n_heads", 5, "must divide by n_heads 5"),
+        ("DIFF_AR_DEC.noise_from", 2000, "noise_from 2000 must not pass vq_dim"),
+        ("DIFF_AR_DEC.noise_from", -1, "Expected `int` >= 0"),
         ("SCHEDULER.prediction_type", "epsilon", "only 'sample' is supported"),
         ("AUDIO_ENCODER.audio_fps", 100, "only 50 is supported"),
         ("AUDIO_ENCODER.hidden_fps", 0, "Expected `int` >= 1"),

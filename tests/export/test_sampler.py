@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -71,3 +72,22 @@ def test_folded_head_is_the_loop(golden: Golden, sampler: Sampler, steps: int) -
     assert float((folded - x).abs().max() / x.abs().max()) < FOLD_TOLERANCE
     for head in (FoldedHead(network, table), UnrolledHead(network, table)):
         torch.testing.assert_close(head(noise, condition), x.float(), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_is_not_drawn_hears_no_noise(golden: Golden) -> None:
+    """`noise_from`: folded and unrolled alike, as if that part of the noise were 0."""
+    table = sampler_table(golden.config.schedule, 10, "ddim")
+    whole = golden.model.diff_ar_network
+    config = msgspec.structs.replace(golden.config.predictor, noise_from=golden.config.predictor.vq_dim // 2)
+    partly = DiffusionNetwork(config)
+    partly.load_state_dict(whole.state_dict())
+    torch.manual_seed(0)
+    noise = torch.randn(7, config.vq_dim)
+    condition = torch.randn(7, config.latent_dim)
+    silenced = noise.clone()
+    silenced[:, : config.noise_from] = 0
+    for head in (FoldedHead, UnrolledHead):
+        latent = head(partly, table)(noise, condition)
+        torch.testing.assert_close(latent, head(whole, table)(silenced, condition), rtol=1e-5, atol=1e-6)
+        assert float((latent - head(whole, table)(noise, condition)).abs().max()) > 1e-3

@@ -14,12 +14,13 @@ import torch
 
 from streamtalk_export.blendshapes import ARKIT_NAMES
 from streamtalk_export.mel import MelEncoder
-from streamtalk_training import bundled, corpus, runs, stage1, stage2
+from streamtalk_training import bundled, corpus, runs, sounds, stage1, stage2
 from streamtalk_training.coarticulation import controls_from_weights
 from streamtalk_training.curves import plot
 from streamtalk_training.dataset import (
     CLOCK_S,
     CLOCK_SCALE,
+    FAVOURED,
     MotionData,
     blink_clock,
     clip_mel,
@@ -36,6 +37,7 @@ from streamtalk_training.stage2 import energy_score
 from streamtalk_training.talker import Talker, decoded_stream, mouth_latents, rollout
 from streamtalk_training.validate import Validation, scores, streamed
 from streamtalk_training.visemes import Phone, tables
+from streamtalk_training.voices import TRAIN_FLITE_VOICES
 from tests.training.tiny import (
     GAINS,
     LIP_PAIRS,
@@ -99,6 +101,68 @@ def test_stage2_resumed_equals_uninterrupted(
     frozen = [name for name in autoencoder if name.startswith(("encoder.", "quantize."))]
     for name in frozen:
         torch.testing.assert_close(whole[f"autoencoder.{name}"], autoencoder[name], rtol=0, atol=0)
+
+
+def test_neither_half_of_a_latent_tells_of_the_other_half_of_the_face(motion: MotionData) -> None:
+    """Of which the encoder as such leaves a trace: that is why the halves are encoded one by one."""
+    talker, lips = random_talker(), mouth_latents(CONFIG)
+    moved = crops(motion, None, None, 3, 12, np.random.default_rng(0)).motion
+    other_mouth, other_upper = moved.clone(), moved.clone()
+    other_mouth[..., : SPACE.mouth] += torch.randn(3, 13, SPACE.mouth)
+    other_upper[..., SPACE.mouth :] += torch.randn(3, 13, SPACE.width - SPACE.mouth)
+    with torch.no_grad():
+        latents, *others = (
+            stage2.apart(talker, each, SPACE.mouth) for each in (moved, other_mouth, other_upper)
+        )
+        traced = talker.autoencoder.encoder(other_mouth) - talker.autoencoder.encoder(moved)
+    torch.testing.assert_close(others[0][..., lips:], latents[..., lips:], rtol=0, atol=0)
+    torch.testing.assert_close(others[1][..., :lips], latents[..., :lips], rtol=0, atol=0)
+    for each, half in zip(others, (slice(lips), slice(lips, None)), strict=True):
+        assert float((each - latents)[..., half].abs().max()) > 1e-3
+    assert float(traced[..., lips:].abs().max()) > 1e-3
+
+
+def test_a_run_begins_with_the_weights_of_another(
+    motion: MotionData, autoencoder: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Its first step is a small one, away from the given weights and from stage 1's decoder, and trains all."""
+    mel = mel_data((clip.pcm for clip in tiny_clips()), MelEncoder(CONFIG.audio))
+    torch.manual_seed(5)
+    given = {name: value.clone() for name, value in stage2.Student(CONFIG).state_dict().items()}
+    plan = replace(STAGE2, steps=2).continuing()
+    assert plan.peak_rate == stage2.CONTINUED_RATE * STAGE2.peak_rate
+    of_run = (CONFIG, SPACE, motion, mel, autoencoder, plan, tmp_path)
+    begun = stage2.train(*of_run, until=1, begin=given).state_dict()
+    expected = {name.removeprefix("talker."): value for name, value in given.items()}
+    expected |= {f"autoencoder.{name}": value for name, value in autoencoder.items()}
+    moved = {name: float((value - expected[name]).abs().max()) for name, value in begun.items()}
+    assert 0 < max(moved.values()) < 1e-4  # the rate warms up
+    trained = [name for name, most in moved.items() if most > 0]
+    for part in ("audio_encoder", "diff_ar_network", "autoencoder.decoder"):
+        assert any(name.startswith(part) for name in trained), part
+    again = stage2.train(*of_run, begin=given).state_dict()  # goes on, and does not begin anew
+    step = max(float((again[name] - value).abs().max()) for name, value in begun.items())
+    assert 0 < step < 2e-4
+
+
+def test_what_is_favoured_is_drawn_more_often(motion: MotionData) -> None:
+    lengths = np.diff(motion.offsets)
+    favour = np.ones(len(lengths))
+    favour[0] = 5.0
+    clip_of_row = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
+    marked = replace(motion, coordinates=clip_of_row[:, None].float(), favour=favour)
+    drawn = np.zeros(len(lengths))
+    for seed in range(200):
+        batch = crops(marked, None, None, 4, 12, np.random.default_rng(seed))
+        np.add.at(drawn, batch.motion[:, -1, 0].long().numpy(), 1)
+    wanted = lengths * favour * (lengths >= 12)
+    np.testing.assert_allclose(drawn / drawn.sum(), wanted / wanted.sum(), atol=0.06)
+
+
+def test_every_favoured_voice_is_one_of_the_corpus() -> None:
+    voices = {f"flite {voice}" for voice in TRAIN_FLITE_VOICES}
+    known = voices | {f"sounds {kind}" for kind in sounds.SHARES} | {"festival", "espeak"}
+    assert set(FAVOURED) <= known
 
 
 def test_slow_controls_are_weighed_by_their_own_speed(motion: MotionData) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from streamtalk_export.config import SAMPLE_RATE, STRIDE
 from streamtalk_export.mel import MEL_HOP, MelEncoder
-from streamtalk_training.clips import Clip
+from streamtalk_training.clips import Clip, ClipSpec
 from streamtalk_training.coarticulation import ARKIT_INDEX
 from streamtalk_training.motion import MotionSpace
 from streamtalk_training.visemes import Phone, tables
@@ -27,15 +27,21 @@ FEATURES_A_CYCLE = 5  # three frames span so many features
 CLOCK_S, CLOCK_SCALE = 6.0, 6.0  # the clock's longest wait and its value when a blink is due
 BLINK_ONSET = 0.1  # eyeBlinkLeft, from which a blink has begun
 
+FAVOURED = {"flite slt": 1.6, "flite rms": 1.6, "festival": 1.3, "espeak": 0.9, "sounds music": 3.5}
+"""How often, to another clip's once, clips of an engine or of one of its voices are drawn: voices cut from recordings,
+and what opened the mouth for nothing, more often than the corpus has them."""
+
 
 @dataclass(frozen=True)
 class MotionData:
     """Clips end to end: `coordinates` float32 [N, K]; clip i spans `offsets[i]:offsets[i + 1]`, spoken by
-    `speakers[i]`. `visemes` int64 [N] counts the keys of `viseme_targets`."""
+    `speakers[i]` and drawn `favour[i]` times as often as its length has it. `visemes` int64 [N] counts the keys of
+    `viseme_targets`."""
 
     coordinates: Tensor
     offsets: NDArray[np.int64]
     speakers: NDArray[np.int64]
+    favour: NDArray[np.float64]
     visemes: Tensor
 
 
@@ -64,7 +70,14 @@ def motion_data(clips: Sequence[Clip], space: MotionSpace, gains: Sequence[float
         parts.append(coordinates)
     offsets = np.cumsum([0, *map(len, parts)])
     heard = np.concatenate([spoken_visemes(clip.phones, len(clip.weights)) for clip in clips])
-    return MotionData(torch.from_numpy(np.concatenate(parts)), offsets, speakers, torch.from_numpy(heard))
+    favour = np.array([_favour(clip.spec) for clip in clips])
+    return MotionData(
+        torch.from_numpy(np.concatenate(parts)), offsets, speakers, favour, torch.from_numpy(heard)
+    )
+
+
+def _favour(spec: ClipSpec) -> float:
+    return FAVOURED.get(f"{spec.engine} {spec.voice}", FAVOURED.get(spec.engine, 1.0))
 
 
 def spoken_visemes(phones: Sequence[Phone], frames: int) -> NDArray[np.int64]:
@@ -175,7 +188,8 @@ def crops(
     fitting = np.flatnonzero(lengths >= frames)
     if len(fitting) == 0:
         raise ValueError(f"no clip has {frames} frames; the longest has {lengths.max(initial=0)}")
-    clips = random.choice(fitting, batch, p=lengths[fitting] / lengths[fitting].sum())
+    share = lengths[fitting] * motion.favour[fitting]
+    clips = random.choice(fitting, batch, p=share / share.sum())
     starts = (random.uniform(0, 1, batch) * (lengths[clips] - frames + 1)).astype(int)
     starts = starts // PHASES * PHASES
     starts[random.uniform(0, 1, batch) < start_share] = 0

@@ -25,7 +25,7 @@ from streamtalk_training.talker import Talker
 
 HEADER = """\
 # The bundled talker, in the release's schema. Keys of our own: type and the mel encoder's, head,
-# num_res_blocks, instance_norm, STREAM, sampler. n_vert and id_dim follow face.npz.
+# num_res_blocks, noise_from, instance_norm, STREAM, sampler. n_vert and id_dim follow face.npz.
 """
 
 ARCHITECTURE: dict[str, Any] = {
@@ -52,6 +52,7 @@ ARCHITECTURE: dict[str, Any] = {
             "activation": "gelu",
             "head": "residual_mlp",
             "num_res_blocks": 2,
+            "noise_from": 48,  # the mouth's share: lips follow the sound, blinks and brows are drawn
         },
         "VAE": {
             "n_embed": 256,

@@ -12,6 +12,8 @@ the true distribution given history and sound. The history is the true one, dist
 noise, with an offset that lasts, or by what the model itself drew for each frame after a true past. Noise that
 averages out within the window taught nothing about coming back: a stream left the faces it knew at its first blink.
 
+Neither half of a true latent may tell of the other half of the face: see `apart`.
+
 The sampler's few steps are unrolled from pure noise, in training as in a stream: at its first step a latent of
 many dimensions still shines through the noise that a random t would leave (Lin et al., "Common diffusion noise
 schedules are flawed", 2023).
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ from streamtalk_training.validate import Validation, scores, streamed
 from streamtalk_training.visemes import tables
 
 VALIDATE_EVERY = 500
+CONTINUED_RATE = 0.6  # of the peak rate, for a run that goes on from another's weights
 SLOW = ("jaw", "round", "funnel", "spread", "upper up")
 """Readings that move slowly in speech, and flicker where only their errors of place are trained."""
 
@@ -81,9 +84,9 @@ class Stage2:
     exact_start: float = 0.85  # after which features are computed at each frame's own time
     disturbed_from: float = 0.3  # share of the run until which the disturbances of hearing grow
     control_weight: float = 1.5
-    seal_weight: float = 0.0  # of the lips' seal, 0 to 1; with 8 the lips trembled: see the model's card
+    seal_weight: float = 6.0  # of the lips' seal, 0 to 1
     viseme_weight: float = 0.4  # of the hint's viseme, in nats
-    gap_weight: float = 2.0  # of the lips' gap, besides its share in the error of motion
+    gap_weight: float = 3.0  # of the lips' gap, besides its share in the error of motion
     speed_weight: float = 4.0  # keeps neighbouring frames from flickering
     steady_weight: float = 0.3  # the same of the controls that move slowly, each in units of its own speed
     blind_share: float = 0.15  # of the crops after history_start
@@ -92,6 +95,18 @@ class Stage2:
     offset_share: float = 0.3  # of the crops, and as many again whose upper face is the model's own
     bfloat16: bool = False  # matrix products
     seed: int = 0
+
+    def continuing(self) -> Stage2:
+        """This plan, for a run that goes on from another's weights: all that comes on along the way is on at once."""
+        return replace(
+            self,
+            peak_rate=CONTINUED_RATE * self.peak_rate,
+            talker_start=0.0,
+            history_start=0.0,
+            decoder_start=0.0,
+            exact_start=0.0,
+            disturbed_from=0.0,
+        )
 
 
 def energy_score(first: Tensor, second: Tensor, true: Tensor) -> Tensor:
@@ -141,7 +156,8 @@ def stage2_loss(
     network, frames = talker.diff_ar_network, batch.motion.shape[1] - 1
     size, lips, mouth = len(batch.motion), mouth_latents(talker.config), space.mouth
     with runs.products(device, plan.bfloat16):
-        heard = disturbed(batch.mel, generator, min(progress / plan.disturbed_from, 1.0))
+        grown = min(progress / plan.disturbed_from, 1.0) if plan.disturbed_from else 1.0
+        heard = disturbed(batch.mel, generator, grown)
         features = frame_features(talker.audio_encoder, heard, frames)
         hinted, seal, visemes = student.hinted(features)
     hinted, sought = _mouth(hinted, mouth), _mouth(batch.motion[:, 1:], mouth)
@@ -154,7 +170,7 @@ def stage2_loss(
     if progress < plan.talker_start:
         return hint, {"hint": float(hint.detach())}
     with torch.no_grad(), runs.products(device, plan.bfloat16):
-        latents = talker.autoencoder.encoder(batch.motion).float()
+        latents = apart(talker, batch.motion, mouth)
         latents[batch.at_start, 0] = talker.autoencoder.start_latent()
     style = network.obj_vector(batch.speaker)
     position = torch.from_numpy(random.integers(0, network.config.period, size)).to(device)
@@ -209,6 +225,20 @@ def stage2_loss(
     return sum(parts.values(), torch.zeros((), device=device)), values
 
 
+def apart(talker: Talker, motion: Tensor, mouth: int) -> Tensor:
+    """Latents [B, T, C] of motion [B, T, K] in which the mouth's know nothing of the upper face, nor the upper
+    face's of the mouth: each half is encoded with the other at rest.
+
+    Stage 1's decoder looks for the mouth in the mouth's latents alone, but its encoder leaves a trace of it in the
+    upper face's: a two-hundredth of their variance, of frames to come as well. That was enough for the history of
+    the upper face to tell what the mouth would do, and for the decoder, tuned on true latents, to read closures
+    there. In a stream these latents are drawn, and the lips trembled with them.
+    """
+    lips, still = mouth_latents(talker.config), _mouth(motion, mouth)
+    of_mouth, of_upper = talker.autoencoder.encoder(torch.cat([still, motion - still])).float().chunk(2)
+    return torch.cat([of_mouth[..., :lips], of_upper[..., lips:]], -1)
+
+
 def _mouth(motion: Tensor, mouth: int) -> Tensor:
     """Motion [..., K] with the upper face at rest."""
     return torch.cat([motion[..., :mouth], torch.zeros_like(motion[..., mouth:])], -1)
@@ -224,13 +254,17 @@ def train(
     folder: Path,
     until: int | None = None,
     validation: Validation | None = None,
+    begin: dict[str, Tensor] | None = None,
 ) -> Talker:
     """Train (or go on training) in `folder`, to step `until` or the plan's end, and return the talker.
 
-    `autoencoder` is stage 1's state dict; its encoder and codes stay as they are.
+    `autoencoder` is stage 1's state dict; its encoder and codes stay as they are. `begin` is another run's student,
+    whose weights this one begins with, the autoencoder's apart.
     """
     torch.manual_seed(plan.seed)
     student = Student(config)
+    if begin is not None:
+        student.load_state_dict(begin)
     talker = student.talker
     talker.autoencoder.load_state_dict(autoencoder)
     talker.autoencoder.encoder.requires_grad_(False)
@@ -278,6 +312,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=Stage2.steps)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bfloat16", action="store_true", help="faster on processors that have it")
+    parser.add_argument(
+        "--begin",
+        type=Path,
+        metavar="STATE",
+        help="stage2/state.pt of another run, whose weights to begin with: all that comes on in the course of a run "
+        "is on from the start, and the decoder is stage 1's again",
+    )
     options = parser.parse_args(arguments)
     with runs.one_sentence():
         run(options)
@@ -295,9 +336,19 @@ def run(options: argparse.Namespace) -> None:
     held_out = setup.clips("valid")
     validation = Validation(setup.motion(held_out), mel_data((clip.pcm for clip in held_out), encoder))
     del held_out
-    plan = Stage2(options.steps, bfloat16=options.bfloat16, seed=options.seed)
-    folder = options.run / "stage2"
-    train(setup.config, setup.space, motion, mel, codes, plan, folder, validation=validation)
+    plan, begin = Stage2(options.steps, bfloat16=options.bfloat16, seed=options.seed), None
+    if options.begin is not None:
+        plan, begin = plan.continuing(), _weights(options.begin)
+    given = (setup.config, setup.space, motion, mel, codes, plan, options.run / "stage2")
+    train(*given, validation=validation, begin=begin)
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """The student in a run's state. Raises FileNotFoundError without one."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path} to begin with")
+    model: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["model"]
+    return model
 
 
 def finished_stage1(path: Path) -> dict[str, Tensor]:
