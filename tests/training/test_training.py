@@ -145,6 +145,24 @@ def test_a_run_begins_with_the_weights_of_another(
     assert 0 < step < 2e-4
 
 
+def test_only_a_student_of_the_same_model_is_begun_with(tmp_path: Path) -> None:
+    student, path = stage2.Student(CONFIG), tmp_path / "state.pt"
+    with pytest.raises(FileNotFoundError, match="to begin with"):
+        stage2.weights_of(path, student)
+    torch.save({"model": student.state_dict()}, path)
+    assert set(stage2.weights_of(path, student)) == set(student.state_dict())
+    whole = path.read_bytes()
+    for spoil in (
+        lambda: path.write_bytes(whole[: len(whole) // 2]),
+        lambda: path.write_bytes(b"nothing of the kind"),
+        lambda: torch.save({"model": student.talker.state_dict()}, path),
+        lambda: torch.save(student.state_dict(), path),
+    ):
+        spoil()
+        with pytest.raises(ValueError, match="is no stage 2 of this model"):
+            stage2.weights_of(path, student)
+
+
 def test_what_is_favoured_is_drawn_more_often(motion: MotionData) -> None:
     lengths = np.diff(motion.offsets)
     favour = np.ones(len(lengths))

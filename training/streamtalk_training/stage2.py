@@ -22,6 +22,7 @@ schedules are flawed", 2023).
 from __future__ import annotations
 
 import argparse
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -338,16 +339,21 @@ def run(options: argparse.Namespace) -> None:
     del held_out
     plan, begin = Stage2(options.steps, bfloat16=options.bfloat16, seed=options.seed), None
     if options.begin is not None:
-        plan, begin = plan.continuing(), _weights(options.begin)
+        plan, begin = plan.continuing(), weights_of(options.begin, Student(setup.config))
     given = (setup.config, setup.space, motion, mel, codes, plan, options.run / "stage2")
     train(*given, validation=validation, begin=begin)
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
-    """The student in a run's state. Raises FileNotFoundError without one."""
+def weights_of(path: Path, like: Student) -> dict[str, Tensor]:
+    """The student in a run's state. Raises FileNotFoundError without one, ValueError where it is not one like
+    `like`."""
     if not path.is_file():
         raise FileNotFoundError(f"no {path} to begin with")
-    model: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["model"]
+    try:
+        model: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["model"]
+        like.load_state_dict(model)
+    except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is no stage 2 of this model: {error}") from error
     return model
 
 
