@@ -150,9 +150,8 @@ def test_the_bundled_stream_in_float16(bundled_half: tuple[Path, Manifest, dict[
     assert (p99.bound, largest.bound) == (P99_MM, MAX_MM)
     assert 0 < p99.measured <= P99_MM
     assert p99.measured <= largest.measured <= MAX_MM
-    assert (
-        motion.measured > 2 * MAX_MM
-    )  # RMS over all of the head: bounds that a still face would meet say nothing
+    # RMS over all of the head: bounds that a still face would meet say nothing.
+    assert motion.measured > 2 * MAX_MM
     assert p99.frames == SECONDS * 30
     assert [line.bound for line in closed_loop] == [None, None]
     assert p99.measured <= closed_loop[1].measured  # the state's own errors come on top

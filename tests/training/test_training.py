@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from streamtalk_export.blendshapes import ARKIT_NAMES
+from streamtalk_export.config import load_config
 from streamtalk_export.mel import MelEncoder
 from streamtalk_training import bundled, corpus, runs, sounds, stage1, stage2
 from streamtalk_training.coarticulation import controls_from_weights
@@ -32,7 +33,7 @@ from streamtalk_training.dataset import (
 )
 from streamtalk_training.hearing import disturbed
 from streamtalk_training.motion import MotionSpace, face_maps, lip_gap_vectors, sealing, widened
-from streamtalk_training.pack import checkpoint
+from streamtalk_training.pack import ARCHITECTURE, checkpoint
 from streamtalk_training.stage2 import energy_score
 from streamtalk_training.talker import Talker, decoded_stream, mouth_latents, rollout
 from streamtalk_training.validate import Validation, scores, streamed
@@ -50,6 +51,7 @@ from tests.training.tiny import (
 )
 
 SPACE = tiny_space()
+BUNDLED = Path(__file__).parents[2] / "models/bundled/config.yaml"
 CONFIG = tiny_config(SPACE)
 STAGE1 = stage1.Stage1(steps=40, batch=4, frames=12, windows=4)
 STAGE2 = stage2.Stage2(steps=12, batch=3, hint_batch=3, frames=12, windows=3)
@@ -128,11 +130,12 @@ def test_a_run_begins_with_the_weights_of_another(
     """Its first step is a small one, away from the given weights and from stage 1's decoder, and trains all."""
     mel = mel_data((clip.pcm for clip in tiny_clips()), MelEncoder(CONFIG.audio))
     torch.manual_seed(5)
-    given = {name: value.clone() for name, value in stage2.Student(CONFIG).state_dict().items()}
+    begin = stage2.Student(CONFIG)
+    given = {name: value.clone() for name, value in begin.state_dict().items()}
     plan = replace(STAGE2, steps=2).continuing()
     assert plan.peak_rate == stage2.CONTINUED_RATE * STAGE2.peak_rate
     of_run = (CONFIG, SPACE, motion, mel, autoencoder, plan, tmp_path)
-    begun = stage2.train(*of_run, until=1, begin=given).state_dict()
+    begun = stage2.train(*of_run, until=1, begin=begin).state_dict()
     expected = {name.removeprefix("talker."): value for name, value in given.items()}
     expected |= {f"autoencoder.{name}": value for name, value in autoencoder.items()}
     moved = {name: float((value - expected[name]).abs().max()) for name, value in begun.items()}
@@ -140,7 +143,9 @@ def test_a_run_begins_with_the_weights_of_another(
     trained = [name for name, most in moved.items() if most > 0]
     for part in ("audio_encoder", "diff_ar_network", "autoencoder.decoder"):
         assert any(name.startswith(part) for name in trained), part
-    again = stage2.train(*of_run, begin=given).state_dict()  # goes on, and does not begin anew
+    again = stage2.train(
+        *of_run, begin=stage2.Student(CONFIG)
+    ).state_dict()  # goes on, and does not begin anew
     step = max(float((again[name] - value).abs().max()) for name, value in begun.items())
     assert 0 < step < 2e-4
 
@@ -148,9 +153,11 @@ def test_a_run_begins_with_the_weights_of_another(
 def test_only_a_student_of_the_same_model_is_begun_with(tmp_path: Path) -> None:
     student, path = stage2.Student(CONFIG), tmp_path / "state.pt"
     with pytest.raises(FileNotFoundError, match="to begin with"):
-        stage2.weights_of(path, student)
+        stage2.student_of(path, CONFIG)
     torch.save({"model": student.state_dict()}, path)
-    assert set(stage2.weights_of(path, student)) == set(student.state_dict())
+    again = stage2.student_of(path, CONFIG).state_dict()
+    for name, value in student.state_dict().items():
+        torch.testing.assert_close(again[name], value, rtol=0, atol=0)
     whole = path.read_bytes()
     for spoil in (
         lambda: path.write_bytes(whole[: len(whole) // 2]),
@@ -160,7 +167,7 @@ def test_only_a_student_of_the_same_model_is_begun_with(tmp_path: Path) -> None:
     ):
         spoil()
         with pytest.raises(ValueError, match="is no stage 2 of this model"):
-            stage2.weights_of(path, student)
+            stage2.student_of(path, CONFIG)
 
 
 def test_what_is_favoured_is_drawn_more_often(motion: MotionData) -> None:
@@ -175,6 +182,12 @@ def test_what_is_favoured_is_drawn_more_often(motion: MotionData) -> None:
         np.add.at(drawn, batch.motion[:, -1, 0].long().numpy(), 1)
     wanted = lengths * favour * (lengths >= 12)
     np.testing.assert_allclose(drawn / drawn.sum(), wanted / wanted.sum(), atol=0.06)
+
+
+def test_of_the_bundled_latents_all_but_the_mouths_are_drawn() -> None:
+    config = load_config(BUNDLED)
+    assert config.predictor.noise_from == mouth_latents(config)
+    assert ARCHITECTURE["MODEL"]["DIFF_AR_DEC"]["noise_from"] == config.predictor.noise_from
 
 
 def test_every_favoured_voice_is_one_of_the_corpus() -> None:

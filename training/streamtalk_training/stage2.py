@@ -255,17 +255,15 @@ def train(
     folder: Path,
     until: int | None = None,
     validation: Validation | None = None,
-    begin: dict[str, Tensor] | None = None,
+    begin: Student | None = None,
 ) -> Talker:
     """Train (or go on training) in `folder`, to step `until` or the plan's end, and return the talker.
 
     `autoencoder` is stage 1's state dict; its encoder and codes stay as they are. `begin` is another run's student,
-    whose weights this one begins with, the autoencoder's apart.
+    which this run trains on, with stage 1's autoencoder in it again.
     """
     torch.manual_seed(plan.seed)
-    student = Student(config)
-    if begin is not None:
-        student.load_state_dict(begin)
+    student = Student(config) if begin is None else begin
     talker = student.talker
     talker.autoencoder.load_state_dict(autoencoder)
     talker.autoencoder.encoder.requires_grad_(False)
@@ -339,22 +337,21 @@ def run(options: argparse.Namespace) -> None:
     del held_out
     plan, begin = Stage2(options.steps, bfloat16=options.bfloat16, seed=options.seed), None
     if options.begin is not None:
-        plan, begin = plan.continuing(), weights_of(options.begin, Student(setup.config))
+        plan, begin = plan.continuing(), student_of(options.begin, setup.config)
     given = (setup.config, setup.space, motion, mel, codes, plan, options.run / "stage2")
     train(*given, validation=validation, begin=begin)
 
 
-def weights_of(path: Path, like: Student) -> dict[str, Tensor]:
-    """The student in a run's state. Raises FileNotFoundError without one, ValueError where it is not one like
-    `like`."""
+def student_of(path: Path, config: ModelConfig) -> Student:
+    """The student in a run's state. Raises FileNotFoundError without one, ValueError where it is not `config`'s."""
     if not path.is_file():
         raise FileNotFoundError(f"no {path} to begin with")
+    student = Student(config)
     try:
-        model: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["model"]
-        like.load_state_dict(model)
+        student.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
     except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is no stage 2 of this model: {error}") from error
-    return model
+    return student
 
 
 def finished_stage1(path: Path) -> dict[str, Tensor]:
