@@ -170,6 +170,55 @@ def test_only_a_student_of_the_same_model_is_begun_with(tmp_path: Path) -> None:
             stage2.student_of(path, CONFIG)
 
 
+def test_a_run_may_begin_with_a_deeper_audio_encoder(
+    motion: MotionData, autoencoder: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """New blocks add nothing at first; the share of the hint trains the audio encoder, new blocks included, alone."""
+    deeper = msgspec.structs.replace(
+        CONFIG, audio=msgspec.structs.replace(CONFIG.audio, dilations=(*CONFIG.audio.dilations, 1))
+    )
+    torch.manual_seed(5)
+    student, path = stage2.Student(CONFIG), tmp_path / "state.pt"
+    torch.save({"model": student.state_dict()}, path)
+    begin = stage2.student_of(path, deeper)
+    log_mel = torch.randn(2, CONFIG.audio.mel_bins, 120)
+    edge = 2  # log-mel frames that one block of dilation 1 needs on either side
+    torch.testing.assert_close(
+        begin.talker.audio_encoder.from_log_mel(log_mel),
+        student.talker.audio_encoder.from_log_mel(log_mel[..., edge:-edge]),
+        rtol=0,
+        atol=SAME_SUM,
+    )
+    with pytest.raises(ValueError, match="is no stage 2 of this model"):
+        torch.save({"model": begin.state_dict()}, path)
+        stage2.student_of(path, CONFIG)  # blocks are not dropped
+
+    plan = replace(STAGE2, steps=4).continuing(hint_share=0.5)
+    mel = mel_data((clip.pcm for clip in tiny_clips()), MelEncoder(deeper.audio))
+    before = {name: value.clone() for name, value in begin.talker.diff_ar_network.state_dict().items()}
+    of_run = (deeper, SPACE, motion, mel, autoencoder, plan, tmp_path / "run")
+    heard = stage2.train(*of_run, until=2, begin=begin)
+    new = heard.audio_encoder.state_dict()[f"blocks.{len(CONFIG.audio.dilations)}.out.weight"]
+    assert float(new.abs().max()) > 0
+    for name, value in heard.diff_ar_network.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    after = stage2.train(*of_run, begin=begin).diff_ar_network.state_dict()
+    assert max(float((after[name] - value).abs().max()) for name, value in before.items()) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--hint-share", "0.5"], "goes with --begin"), (["--hint-share", "1"], "below 1")],
+)
+def test_a_share_of_the_hint_is_asked_for_rightly(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        stage2.main(["--corpus", "none", "--run", "none", *options])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_what_is_favoured_is_drawn_more_often(motion: MotionData) -> None:
     lengths = np.diff(motion.offsets)
     favour = np.ones(len(lengths))
