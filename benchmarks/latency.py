@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.latency_ablations import WITHOUT, naive_runs, variant_rows
+from benchmarks.latency_ablations import WITHOUT, int8_runs, naive_runs, variant_rows
 from benchmarks.latency_plot import plot
 from benchmarks.latency_rows import (
     CPU,
+    INT8,
     OFFLINE,
     PARTS,
     RELEASED,
@@ -96,6 +97,8 @@ class Result:
     overhead_ms: dict[str, float] = field(default_factory=dict)
     """The runtime's own median beside its backend, by preset."""
     settings: dict[str, object] = field(default_factory=dict)
+    int8: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What 8-bit weights cost, by preset: the certificate's quantities in mm."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Backends that were not measured, and why."""
 
@@ -107,6 +110,7 @@ class Result:
             "hardware": hardware(),
             "versions": versions(),
             "settings": self.settings,
+            "int8": self.int8,
             "skipped": self.skipped,
             "rows": [asdict(row) for row in self.rows],
             "histograms": [asdict(histogram) for histogram in self.histograms],
@@ -129,7 +133,7 @@ def measure(
         except StreamTalkError as error:
             result.skipped[backend] = str(error).replace(str(given.folder), "this export")
 
-    theirs, offline_s = stages(given, base, sampled, ablations, result)
+    theirs, offline_s = stages(given, base, sampled, cache if ablations else None, result)
     encoder_s = encoder(given, sampled[-1] + 1)
     peaks = {
         RELEASED: peak_rss_mb(_RELEASED_MEMORY, given.preset, given.folder, sampled[-1] + 1, "streaming"),
@@ -161,16 +165,19 @@ def measure(
 
 
 def stages(
-    given: Subject, base: Released, sampled: Sequence[int], ablations: bool, result: Result
+    given: Subject, base: Released, sampled: Sequence[int], cache: Path | None, result: Result
 ) -> tuple[dict[int, list[Seconds]], float]:
-    """Time single graphs of ours and single frames of the released algorithm in turns. Our rows go to `result`;
-    returns the released streaming path's, by frame, and seconds a frame of the offline path without its encoder.
+    """Time single graphs of ours and single frames of the released algorithm in turns; ablations too where there is a
+    `cache` of exports. Our rows go to `result`; returns the released streaming path's, by frame, and seconds a frame
+    of the offline path without its encoder.
     """
     m, threads = given.manifest, Options().cpu_threads()
     runs = {(name, ""): run for name, run in stage_runs(given.folder, m, threads).items()}
-    if ablations:
+    if cache:
         naive = naive_runs(given, threads)
         runs |= {(stage, WITHOUT[stage]): run for stage, run in naive.items()}
+        eight_bit, result.int8[given.preset] = int8_runs(given, threads, cache)
+        runs |= {(stage, INT8): run for stage, run in eight_bit.items()}
     ours: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
     theirs: dict[int, list[Seconds]] = {i: [] for i in sampled}
     offline: list[Seconds] = []
@@ -261,6 +268,7 @@ def added(earlier: Document, document: Document) -> Document:
     return {
         **document,
         "settings": {name: settings[name] for name in PRESETS if name in settings},
+        "int8": {**earlier.get("int8", {}), **document["int8"]},
         "rows": kept("rows", lambda row: str(row["preset"])),
         "histograms": kept("histograms", lambda histogram: str(histogram["preset"])),
         "targets": kept("targets", lambda target: str(target["name"]).partition(":")[0]),

@@ -10,17 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.latency_rows import CPU, NO_CACHE, ONE_THREAD, WHOLE_WINDOW, Row, summary
-from benchmarks.latency_runs import GraphRun, Seconds, streamed
+from benchmarks.latency_rows import CPU, INT8, NO_CACHE, ONE_THREAD, WHOLE_WINDOW, Row, summary
+from benchmarks.latency_runs import GraphRun, Seconds, stage_runs, streamed
 from benchmarks.latency_subject import PARITY, SEED, ParityError, Subject, exported
 from streamtalk import Talker
+from streamtalk.manifest import FRAME, graph_key, read_manifest
 from streamtalk_export.network import DiffusionNetwork
 from streamtalk_export.onnx_file import write_graph
 from streamtalk_export.vqvae import VQDecoder
 
+INT8_OPTIONS = ["--precision", "int8"]
 VARIANTS: Mapping[str, Mapping[str, list[str]]] = {
     "bundled": {
         ONE_THREAD: [],
+        INT8: INT8_OPTIONS,
         "hop-2": ["--hop", "2"],
         "hop-4": ["--hop", "4"],
         "history-64": ["--history", "64"],
@@ -28,11 +31,12 @@ VARIANTS: Mapping[str, Mapping[str, list[str]]] = {
     },
     "vocaset": {
         ONE_THREAD: [],
+        INT8: INT8_OPTIONS,
         "no-fold": ["--no-fold"],
         "hop-1": ["--hop", "1"],
         "decode-window-16": ["--decode-window", "16"],
     },
-    "biwi": {ONE_THREAD: [], "decode-window-16": ["--decode-window", "16"]},
+    "biwi": {ONE_THREAD: [], INT8: INT8_OPTIONS, "decode-window-16": ["--decode-window", "16"]},
 }
 """By preset: variants on whole frames, and the exporter's options for them."""
 WITHOUT = {"condition_predictor": NO_CACHE, "vq_decoder": WHOLE_WINDOW}
@@ -108,6 +112,15 @@ def naive_runs(given: Subject, threads: int) -> dict[str, GraphRun]:
                 )
             runs[stage] = run
     return runs
+
+
+def int8_runs(given: Subject, threads: int, cache: Path) -> tuple[dict[str, GraphRun], dict[str, float]]:
+    """Every streaming graph with 8-bit weights, by stage, and what their certificate says: errors against the float32
+    stream and its own motion, in mm by quantity. Raises ExportError and StreamTalkError."""
+    folder = exported(given.preset, cache, INT8, INT8_OPTIONS)
+    manifest = read_manifest(folder)
+    said = {p.quantity: p.measured for p in manifest.parity if p.subject == graph_key(FRAME, "int8")}
+    return stage_runs(folder, manifest, threads, "int8"), said
 
 
 def variant_rows(given: Subject, frames: int, rounds: int, cache: Path) -> list[Row]:

@@ -22,7 +22,7 @@ PARTS = ("audio_encoder", "condition_predictor", "diffusion_head", "vq_decoder")
 STAGES = (*PARTS, "frame", "total")
 CPU, RELEASED, OFFLINE = onnxruntime_cpu.NAME, "released-streaming", "released-offline"
 """Systems; our other backends have their own names as well."""
-ONE_THREAD, NO_CACHE, WHOLE_WINDOW = "threads-1", "no-cache", "whole-window"
+ONE_THREAD, NO_CACHE, WHOLE_WINDOW, INT8 = "threads-1", "no-cache", "whole-window", "int8"
 """Variants that others look for. A released decoder's `WHOLE_WINDOW` is one decode window of ours, not the clip."""
 Document = dict[str, Any]
 """A result as JSON has it."""

@@ -16,7 +16,7 @@ from benchmarks.latency_rows import STAGES
 from benchmarks.latency_subject import SEED, speech
 from streamtalk import Talker
 from streamtalk.backends import Lane
-from streamtalk.manifest import Manifest
+from streamtalk.manifest import Manifest, Precision, graph_key
 
 WARM_UP_FRAMES = 8
 Seconds = npt.NDArray[np.float64]
@@ -143,18 +143,21 @@ class GraphRun:
         return [np.asarray(value) for value in self._binding.copy_outputs_to_cpu()]
 
 
-def stage_runs(folder: Path, m: Manifest, threads: int) -> dict[str, GraphRun]:
-    """Every streaming graph of an engine, by name, with all windows full."""
+def stage_runs(folder: Path, m: Manifest, threads: int, precision: Precision = "fp32") -> dict[str, GraphRun]:
+    """Every streaming graph of an engine at a precision, by name, with all windows full."""
     rng = np.random.default_rng(SEED)
     full = {"valid_frames": m.history, "valid_latents": m.decode_window, "position": 0, "active": True}
     runs: dict[str, GraphRun] = {}
     for name in STAGES[:-1]:
         inputs: dict[str, Array] = {}
-        for tensor in m.graphs[name].inputs:
+        graph = m.graphs.get(graph_key(name, precision))
+        if graph is None:  # an audio encoder has no 8-bit form
+            continue
+        for tensor in graph.inputs:
             shape = [int(n) for n in tensor.shape]
             if tensor.name in full:
                 inputs[tensor.name] = np.full(shape, full[tensor.name], tensor.dtype)
             else:
                 inputs[tensor.name] = (0.1 * rng.standard_normal(shape)).astype(np.float32)
-        runs[name] = GraphRun(folder / m.graphs[name].file, inputs, threads)
+        runs[name] = GraphRun(folder / graph.file, inputs, threads)
     return runs

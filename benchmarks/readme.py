@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.latency_rows import CPU, OFFLINE, ONE_THREAD, RELEASED, Document
+from benchmarks.latency_rows import CPU, INT8, OFFLINE, ONE_THREAD, RELEASED, Document
 from benchmarks.latency_targets import Target
 from benchmarks.latency_targets import table as targets_table
 
@@ -35,6 +35,8 @@ def section(document: Document) -> str:
     for preset, settings in document["settings"].items():
         rows = [row for row in document["rows"] if row["preset"] == preset]
         lines += ["", f"**{preset}** ({_settings(settings)})", "", *_lengths(rows)]
+        if preset in document.get("int8", {}):
+            lines[-1] += " " + _eight_bit(rows, document["int8"][preset])
     lines += ["", targets_table([_target(fields) for fields in document["targets"]])]
     return "\n".join(lines) + "\n"
 
@@ -79,6 +81,18 @@ def _lengths(rows: list[dict[str, Any]]) -> list[str]:
         + "".join(f" On one thread: p99 {row['p99_ms']:.1f} ms." for row in one),
     ]
     return lines
+
+
+def _eight_bit(rows: list[dict[str, Any]], errors: dict[str, float]) -> str:
+    """What 8-bit weights save and cost."""
+    row = next(row for row in rows if (row["variant"], row["stage"]) == (INT8, "total"))
+    p99, worst, motion = (
+        errors[f"{name}_mm"] for name in ("vertex_error_p99", "vertex_error_max", "rms_motion")
+    )
+    return (
+        f"With 8-bit weights: p50 {row['p50_ms']:.3g} ms, vertices off by {p99:.2g} mm (p99) and {worst:.2g} mm "
+        f"(largest), where the motion's RMS is {motion:.3g} mm."
+    )
 
 
 def _length(seconds: float) -> str:

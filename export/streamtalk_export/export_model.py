@@ -31,13 +31,14 @@ from streamtalk_export.blendshapes import WeightMatrix, weight_matrix
 from streamtalk_export.certificate import PROBE_SECONDS, certify
 from streamtalk_export.config import SAMPLE_RATE, Sampler
 from streamtalk_export.drive import Probe
+from streamtalk_export.eight_bit import GRAPHS as INT8_GRAPHS
 from streamtalk_export.engines import build_engines
 from streamtalk_export.errors import ExportError
 from streamtalk_export.graphs import ConditionPredictor, Frame, NewestFrameDecoder, diffusion_head
-from streamtalk_export.half_certificate import STREAM_SECONDS, certify_half, make_probe
 from streamtalk_export.hubert import HubertEncoder
 from streamtalk_export.model import TalkerModel
-from streamtalk_export.onnx_file import write_graph, write_half
+from streamtalk_export.onnx_file import write_graph, write_reduced
+from streamtalk_export.reduced_certificate import STREAM_SECONDS, certify_reduced, make_probe
 from streamtalk_export.sampler import SamplerTable, sampler_table
 from streamtalk_export.templates import Mesh
 from streamtalk_export.windows import AudioWindow, OfflineEncoder, StreamingEncoder, audio_window
@@ -66,7 +67,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     fold: bool = True
     """Fold a linear head; False unrolls it, for measuring what folding saves."""
     precision: Precision = "fp32"
-    """fp16 writes float16 graphs beside the float32 ones; engines are built from this precision."""
+    """fp16 and int8 write such graphs beside the float32 ones. Engines are built from this precision, which int8 is
+    not for: it is what the CPU backend then runs."""
     targets: tuple[str, ...] = ()
     """Engines to build: tensorrt, tensorrt_rtx."""
     compute_capabilities: tuple[int, ...] = ()
@@ -100,6 +102,13 @@ def export_model(
     hop = settings.hop or defaults.hop or 4
     steps = settings.steps or config.steps
     sampler = settings.sampler or config.sampler
+    if settings.precision == "int8" and settings.targets:
+        raise ExportError("int8 graphs are for the CPU: engines are built with --precision fp16 or fp32.")
+    if settings.precision == "int8" and settings.batch > 1:
+        raise ExportError(
+            "int8 graphs serve one voice: they scale a product's input over the whole batch, so that voices would "
+            "hear of each other. Leave --batch away."
+        )
     if decode_window < 2:
         raise ExportError("--decode-window must be at least 2: the start latent and one frame.")
     encoder = model.audio_encoder
@@ -154,14 +163,19 @@ def export_model(
         )
         with np.load(directory / IDENTITY) as archive:
             identity = dict(archive)
-        if settings.precision == "fp16":
-            half = {graph_key(name, "fp16"): write_half(directory, graph) for name, graph in graphs.items()}
-            manifest = msgspec.structs.replace(manifest, graphs={**graphs, **half})
+        precision = settings.precision
+        if precision != "fp32":
+            say(f"writing {precision} graphs")
+            reduced = {
+                graph_key(name, precision): write_reduced(directory, graphs[name], precision)
+                for name in (INT8_GRAPHS if precision == "int8" else graphs)
+            }
+            manifest = msgspec.structs.replace(manifest, graphs={**graphs, **reduced})
         # Before the long checks: a graph that does not build is found in seconds.
         engines = build_engines(
             directory,
             manifest.graphs,
-            settings.precision,
+            precision,
             settings.targets,
             settings.compute_capabilities,
             say,
@@ -177,9 +191,9 @@ def export_model(
             weights,
         )
         _enforce(parity)
-        if settings.precision == "fp16":
-            say(f"checking float16 against float32 over {STREAM_SECONDS} s of audio")
-            parity += certify_half(directory, manifest, identity)
+        if precision != "fp32":
+            say(f"checking {precision} against fp32 over {STREAM_SECONDS} s of audio")
+            parity += certify_reduced(directory, manifest, identity, precision)
             _enforce(parity)
         make_probe(directory, manifest, identity).save(directory / PROBE)
         probe = Asset(file=PROBE, sha256=sha256_of(directory / PROBE))

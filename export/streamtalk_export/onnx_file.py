@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from streamtalk.manifest import Graph, Precision, sha256_of
 from streamtalk.manifest import Tensor as TensorInfo
+from streamtalk_export.eight_bit import to_int8
 from streamtalk_export.errors import ExportError
 from streamtalk_export.half import to_half
 
@@ -72,12 +73,17 @@ def write_graph(
     return save_graph(model, path, "fp32")
 
 
-def write_half(directory: Path, graph: Graph) -> Graph:
-    """Write the float16 form of an exported graph beside it; returns its manifest entry. Raises ExportError."""
+def write_reduced(directory: Path, graph: Graph, precision: Precision) -> Graph:
+    """Write an exported graph at a lower precision beside it; returns its manifest entry. Raises ExportError."""
     path = directory / graph.file
-    model = to_half(onnx.load(path))
-    _check(model, path.name)
-    return save_graph(model, path.with_suffix(".fp16.onnx"), "fp16")
+    model = onnx.load(path)
+    if precision == "fp16":
+        model = to_half(model)
+        _check(model, path.name)
+    else:
+        model = to_int8(model)
+        _anonymise(model)
+    return save_graph(model, path.with_suffix(f".{precision}.onnx"), precision)
 
 
 def save_graph(model: onnx.ModelProto, path: Path, precision: Precision) -> Graph:

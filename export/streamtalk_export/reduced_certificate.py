@@ -1,26 +1,49 @@
-"""Float16 graphs against float32 ones over a long stream, and the probe that engines must pass on a device.
+"""Graphs of fewer bits against float32 ones over a long stream, and the probe that engines must pass on a device.
 
-Both sides run in onnxruntime on the CPU, the float16 one with its roundings kept (`half.hold_roundings`). What
-a GPU does beyond that (its order of summation, a kernel that is wrong) is for the probe.
+All run in onnxruntime on the CPU, float16 with its roundings kept (`half.hold_roundings`). What a GPU does beyond
+that (its order of summation, a kernel that is wrong) is for the probe.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from streamtalk.manifest import Manifest, Parity
+from streamtalk.manifest import AUDIO_ENCODER, FRAME, Manifest, Parity, Precision, graph_key
 from streamtalk.trust import STORED_FRAMES, STORED_VERTICES, Limits, ProbeData
 from streamtalk_export.drive import Array, Graphs, Probe, Stream, closed_loop, next_frame
 
 STREAM_SECONDS = 30
-P99_MM, MAX_MM = 0.05, 0.2
-"""Vertex error of float16: below what a face shows, and a tenth of what streaming features cost."""
-P99_OF_MOTION, MAX_OF_MOTION = 0.01, 0.04
-"""The same for models that move metres (random weights): shares of the RMS motion. The larger bound holds."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a precision may be off: a vertex in mm, and as a share of the RMS motion for models that move metres
+    (random weights). The larger of the two holds."""
+
+    p99_mm: float
+    max_mm: float
+    p99_of_motion: float
+    max_of_motion: float
+
+    def limits_mm(self, rms_motion_mm: float) -> Limits:
+        """For a model that moves this much."""
+        return Limits(
+            p99=max(self.p99_mm, self.p99_of_motion * rms_motion_mm),
+            max=max(self.max_mm, self.max_of_motion * rms_motion_mm),
+        )
+
+
+BOUNDS: dict[Precision, Bounds] = {
+    "fp16": Bounds(0.05, 0.2, 0.01, 0.04),
+    "int8": Bounds(0.1, 0.5, 0.03, 0.1),
+}
+"""float16: below what a face shows, and a tenth of what streaming features cost. int8: what a viewer might see,
+for who would rather have the time; what it comes to is in the manifest."""
 FLOAT32_PEAK_SHARE = 1e-4
 """What a float32 engine may be off on a device, of the largest coordinate: summation in another order."""
 PROBE_FRAMES_AFTER_FILLING = 8
@@ -44,32 +67,39 @@ class _Motion:
         return float(np.sqrt(variance.sum(-1).mean()))
 
 
-def certify_half(
-    directory: Path, manifest: Manifest, identity: dict[str, Array], seconds: float = STREAM_SECONDS
+def certify_reduced(
+    directory: Path,
+    manifest: Manifest,
+    identity: dict[str, Array],
+    precision: Precision,
+    seconds: float = STREAM_SECONDS,
 ) -> list[Parity]:
-    """Vertex errors of the float16 stream, encoder included, against the float32 one; the caller enforces.
+    """Vertex errors of the stream at a precision against the float32 one, encoder included where the precision has
+    one; the caller enforces.
 
     A folded head is judged in a closed loop. A nonlinear one may draw events: where a blink hangs by a hair, a
-    rounding moves it by frames, and both streams are right. Its float16 frames start from the float32 stream's state;
+    rounding moves it by frames, and both streams are right. Its frames start from the float32 stream's state;
     what its closed loop came to is told beside them, without a bound.
     """
     probe = Probe.make(manifest, seconds, identity)
-    exact_graphs, half_graphs = Graphs(directory, manifest), Graphs(directory, manifest, "fp16")
-    exact, half, free = (Stream(manifest, probe.start_latent) for _ in range(3))
+    own_encoder = graph_key(AUDIO_ENCODER, precision) in manifest.graphs
+    exact_graphs, graphs = Graphs(directory, manifest), Graphs(directory, manifest, precision)
+    exact, reduced, free = (Stream(manifest, probe.start_latent) for _ in range(3))
     motion, errors, free_errors = _Motion(), [], []
     for window in probe.windows(manifest):
-        heard = [graphs.run("audio_encoder", pcm=window)[0] for graphs in (exact_graphs, half_graphs)]
-        for feature, half_feature in islice(zip(*heard, strict=True), len(probe.noise) - exact.frame):
+        heard = exact_graphs.run(AUDIO_ENCODER, pcm=window)[0]
+        own = graphs.run(AUDIO_ENCODER, pcm=window)[0] if own_encoder else heard
+        for feature, rounded in islice(zip(heard, own, strict=True), len(probe.noise) - exact.frame):
             if not manifest.folded:
-                half.cache, half.latents = exact.cache, exact.latents
+                reduced.cache, reduced.latents = exact.cache, exact.latents
             want = next_frame(exact_graphs, exact, feature, probe)
-            errors.append(_distance(next_frame(half_graphs, half, half_feature, probe), want))
+            errors.append(_distance(next_frame(graphs, reduced, rounded, probe), want))
             if not manifest.folded:
-                free_errors.append(_distance(next_frame(half_graphs, free, half_feature, probe), want))
+                free_errors.append(_distance(next_frame(graphs, free, rounded, probe), want))
             motion.add(want)
     to_mm = 1000 * manifest.metres_per_unit
     error, rms = np.concatenate(errors) * to_mm, motion.rms() * to_mm
-    limits = limits_mm(rms)
+    limits = BOUNDS[precision].limits_mm(rms)
     # A NaN must miss its bound: numpy's quantile and max carry it on.
     lines: list[tuple[str, float, float | None]] = [
         ("vertex_error_p99_mm", float(np.quantile(error, QUANTILE)), limits.p99),
@@ -83,7 +113,13 @@ def certify_half(
             ("closed_loop_vertex_error_p99_mm", float(np.quantile(error, QUANTILE)), None),
         ]
     return [
-        Parity(subject="frame.fp16", quantity=name, frames=len(errors), measured=value, bound=bound)
+        Parity(
+            subject=graph_key(FRAME, precision),
+            quantity=name,
+            frames=len(errors),
+            measured=value,
+            bound=bound,
+        )
         for name, value, bound in lines
     ]
 
@@ -91,13 +127,6 @@ def certify_half(
 def _distance(got: Array, want: Array) -> Array:
     """Of each vertex: [V] float32."""
     return np.linalg.norm(got.astype(np.float64) - want, axis=-1).astype(np.float32)
-
-
-def limits_mm(rms_motion_mm: float) -> Limits:
-    """What float16 may be off, for a model that moves this much."""
-    return Limits(
-        p99=max(P99_MM, P99_OF_MOTION * rms_motion_mm), max=max(MAX_MM, MAX_OF_MOTION * rms_motion_mm)
-    )
 
 
 def make_probe(directory: Path, manifest: Manifest, identity: dict[str, Array]) -> ProbeData:
@@ -115,7 +144,7 @@ def make_probe(directory: Path, manifest: Manifest, identity: dict[str, Array]) 
         vertices.append(frame[chosen])
     expected: npt.NDArray[np.float32] = np.stack(vertices)[stored].astype(np.float32)
     unit_mm = 1000 * manifest.metres_per_unit
-    half = limits_mm(motion.rms() * unit_mm)
+    half = BOUNDS["fp16"].limits_mm(motion.rms() * unit_mm)
     exact = FLOAT32_PEAK_SHARE * float(np.abs(expected).max())
     return ProbeData(
         pcm=np.stack(list(probe.windows(manifest))),

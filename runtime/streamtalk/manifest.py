@@ -23,7 +23,7 @@ left and right corner [2], left and right eye's upper and lower margin [2, 2].""
 
 FRAME = "frame"
 AUDIO_ENCODER = "audio_encoder"
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 class Tensor(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -148,7 +148,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
 
 
 def graph_key(name: str, precision: Precision) -> str:
-    """The key in `Manifest.graphs` of graph `name` at a precision: float16 ones carry a suffix."""
+    """The key in `Manifest.graphs` of graph `name` at a precision: all but float32 carry a suffix."""
     return name if precision == "fp32" else f"{name}.{precision}"
 
 

@@ -48,7 +48,7 @@ def test_the_document_has_the_schema() -> None:
     row = summary("p", "s", "", 1.0, STAGES[0], [0.001])
     made = json.loads(json.dumps(latency.Result([row]).document()))
     asked = {"schema", "hardware", "versions", "rows"}
-    assert set(made) == asked | {"settings", "skipped", "histograms", "targets"}
+    assert set(made) == asked | {"settings", "int8", "skipped", "histograms", "targets"}
     assert set(made["rows"][0]) == KEYS
     assert made["rows"][0]["rtf"] is None  # of one stage it would mean nothing
     assert "1.00" in table([row])
@@ -111,6 +111,14 @@ def test_targets_are_read_off_the_rows() -> None:
     assert [round(target.measured, 4) for target in found] == [300.0, 1.8, 11.0, 0.19]
     assert [target.met for target in found] == [True, False, False, True]
     assert "**no**" in found[1].line
+
+    faster = [replace(row, variant="int8", p50_ms=row.p50_ms / 2) for row in own]
+    found = targets([*own, *faster, *theirs, window], {})
+    assert [round(target.measured, 4) for target in found] == [300.0, 600.0, 1.8, 3.6]
+    assert [("8-bit" in target.name, target.met) for target in found] == [
+        *((False, True), (True, True)),
+        *((False, False), (True, True)),
+    ]
 
     biwi = targets([replace(row, preset="biwi") for row in (*own, *theirs, window)], {})
     assert [(round(target.measured, 4), target.met) for target in biwi] == [(300.0, None), (1.8, None)]

@@ -20,7 +20,7 @@ from streamtalk_export import engines
 from streamtalk_export.cli import main
 from streamtalk_export.engines import FAMILIES, Builder
 from streamtalk_export.errors import ExportError
-from streamtalk_export.onnx_file import write_half
+from streamtalk_export.onnx_file import write_reduced
 from tests.export.golden import DATA, NAMES, Driver, load_golden
 
 RTX = "tensorrt_rtx"
@@ -55,7 +55,7 @@ def test_every_graph_builds_in_float16(name: str, model: Path, builder: Builder,
     source = read_manifest(model).graphs[name]
     for file in source.files:
         shutil.copy(model / file, tmp_path)
-    graph = write_half(tmp_path, source)
+    graph = write_reduced(tmp_path, source, "fp16")
     engine = builder.build(tmp_path, f"{name}.fp16", graph)
     assert (engine.graph, engine.precision, engine.backend) == (name, "fp16", RTX)
     assert (engine.compute_capability, engine.tensorrt_version) == ("any", builder.version)

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from streamtalk.manifest import Manifest, graph_key, read_manifest
 from streamtalk_export import half
 from streamtalk_export.half import hold_roundings, to_half
-from streamtalk_export.half_certificate import MAX_MM, P99_MM, certify_half, limits_mm
-from streamtalk_export.onnx_file import write_half
+from streamtalk_export.onnx_file import write_reduced
+from streamtalk_export.reduced_certificate import BOUNDS, certify_reduced
 from tests.export.golden import Array, Driver, Golden
 
 SECONDS = 4
@@ -30,7 +30,9 @@ def with_half(source: Path, target: Path) -> tuple[Path, Manifest, dict[str, Arr
     """A copy of an exported model with float16 graphs beside the float32 ones."""
     shutil.copytree(source, target)
     manifest = read_manifest(target)
-    halves = {graph_key(name, "fp16"): write_half(target, g) for name, g in manifest.graphs.items()}
+    halves = {
+        graph_key(name, "fp16"): write_reduced(target, g, "fp16") for name, g in manifest.graphs.items()
+    }
     manifest = msgspec.structs.replace(manifest, graphs={**manifest.graphs, **halves})
     with np.load(target / manifest.identity) as identity:
         return target, manifest, dict(identity)
@@ -146,22 +148,23 @@ def test_roundings_are_held() -> None:
 
 def test_the_bundled_stream_in_float16(bundled_half: tuple[Path, Manifest, dict[str, Array]]) -> None:
     """From the same state: a blink that hangs by a hair may come frames apart in closed loops."""
-    p99, largest, motion, *closed_loop = certify_half(*bundled_half, SECONDS)
-    assert (p99.bound, largest.bound) == (P99_MM, MAX_MM)
-    assert 0 < p99.measured <= P99_MM
-    assert p99.measured <= largest.measured <= MAX_MM
+    p99, largest, motion, *closed_loop = certify_reduced(*bundled_half, "fp16", SECONDS)
+    bounds = BOUNDS["fp16"]
+    assert (p99.bound, largest.bound) == (bounds.p99_mm, bounds.max_mm) == (0.05, 0.2)
+    assert 0 < p99.measured <= bounds.p99_mm
+    assert p99.measured <= largest.measured <= bounds.max_mm
     # RMS over all of the head: bounds that a still face would meet say nothing.
-    assert motion.measured > 2 * MAX_MM
+    assert motion.measured > 2 * bounds.max_mm
     assert p99.frames == SECONDS * 30
     assert [line.bound for line in closed_loop] == [None, None]
     assert p99.measured <= closed_loop[1].measured  # the state's own errors come on top
 
 
 def test_a_preset_stream_in_float16(golden: Golden, exported: Exported, tmp_path: Path) -> None:
-    p99, largest, motion = certify_half(
-        *with_half(exported(golden, "ddim").directory, tmp_path / "m"), SECONDS
+    p99, largest, motion = certify_reduced(
+        *with_half(exported(golden, "ddim").directory, tmp_path / "m"), "fp16", SECONDS
     )
-    limits = limits_mm(motion.measured)
+    limits = BOUNDS["fp16"].limits_mm(motion.measured)
     assert (p99.bound, largest.bound) == (limits.p99, limits.max)
     assert p99.measured <= limits.p99
     assert largest.measured <= limits.max
@@ -178,8 +181,8 @@ def test_islands_earn_their_keep(
     bundled_half: tuple[Path, Manifest, dict[str, Array]],
 ) -> None:
     """Without the islands the bundled stream is measurably worse."""
-    with_islands = certify_half(*bundled_half, SECONDS)[0].measured
+    with_islands = certify_reduced(*bundled_half, "fp16", SECONDS)[0].measured
     monkeypatch.setattr(half, "STATISTICS", frozenset())
-    without = certify_half(*with_half(bundled, tmp_path / "m"), SECONDS)[0].measured
+    without = certify_reduced(*with_half(bundled, tmp_path / "m"), "fp16", SECONDS)[0].measured
     # Negated: a spectrum that overflows gives NaN.
     assert not without <= WORSE * with_islands

@@ -12,7 +12,16 @@ from streamtalk.backends.contract import compare, declared
 from streamtalk.backends.protocol import Float32, LaneState
 from streamtalk.backends.slots import Counts, Mask
 from streamtalk.errors import BackendError, MissingDependencyError, ModelError
-from streamtalk.manifest import AUDIO_ENCODER, FRAME, Graph, Manifest, Precision, Tensor, verified
+from streamtalk.manifest import (
+    AUDIO_ENCODER,
+    FRAME,
+    Graph,
+    Manifest,
+    Precision,
+    Tensor,
+    graph_key,
+    verified,
+)
 
 NAME = "onnxruntime-cpu"
 PROVIDERS = ["CPUExecutionProvider"]
@@ -21,19 +30,23 @@ Array = npt.NDArray[Any]
 
 
 class OnnxRuntimeCpu:
-    """Sessions of the audio encoder and the frame graph."""
+    """Sessions of the audio encoder and of the frame graph, with 8-bit weights where that was exported."""
 
     name = NAME
     fingerprint = None
-    precision: Precision = "fp32"
+    precision: Precision
 
     def __init__(self, directory: Path, manifest: Manifest, threads: int) -> None:
         self.runtime = _onnxruntime()
         self.manifest = manifest
+        int8 = graph_key(FRAME, "int8") in manifest.graphs
+        self.precision = "int8" if int8 else "fp32"
         self.encoder = _session(self.runtime, directory, manifest.graphs[AUDIO_ENCODER], threads)
-        self.frame = _session(self.runtime, directory, manifest.graphs[FRAME], threads)
+        frame = manifest.graphs[graph_key(FRAME, self.precision)]
+        self.frame = _session(self.runtime, directory, frame, threads)
+        weights = ", 8-bit weights" if int8 else ""
         self.description = (
-            f"onnxruntime {self.runtime.__version__}, CPU, {threads} thread{'s' * (threads > 1)}"
+            f"onnxruntime {self.runtime.__version__}{weights}, CPU, {threads} thread{'s' * (threads > 1)}"
         )
 
     def lane(self, style: Float32, template: Float32, start_latent: Float32) -> CpuLane:
