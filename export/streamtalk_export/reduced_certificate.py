@@ -42,8 +42,8 @@ BOUNDS: dict[Precision, Bounds] = {
     "fp16": Bounds(0.05, 0.2, 0.01, 0.04),
     "int8": Bounds(0.1, 0.5, 0.1, 0.2),
 }
-"""float16: below what a face shows, and a tenth of what streaming features cost. int8: about twice what was measured
-with random weights (VOCASET: 5.6 % and 9.9 % of the motion), four times with the bundled ones (.024 and .20 mm)."""
+"""float16: below what a face shows, and a tenth of what streaming features cost. int8: about twice what VOCASET's
+random weights came to (5.6 % and 9.9 % of the motion), and above what the bundled ones did (.024 and .20 mm)."""
 FLOAT32_PEAK_SHARE = 1e-4
 """What a float32 engine may be off on a device, of the largest coordinate: summation in another order."""
 PROBE_FRAMES_AFTER_FILLING = 8
