@@ -15,6 +15,7 @@ from benchmarks.latency_runs import GraphRun, Seconds, stage_runs, streamed
 from benchmarks.latency_subject import PARITY, SEED, ParityError, Subject, exported
 from streamtalk import Talker
 from streamtalk.manifest import FRAME, graph_key, read_manifest
+from streamtalk_export.eight_bit import GRAPHS
 from streamtalk_export.network import DiffusionNetwork
 from streamtalk_export.onnx_file import write_graph
 from streamtalk_export.vqvae import VQDecoder
@@ -115,12 +116,12 @@ def naive_runs(given: Subject, threads: int) -> dict[str, GraphRun]:
 
 
 def int8_runs(given: Subject, threads: int, cache: Path) -> tuple[dict[str, GraphRun], dict[str, float]]:
-    """Every streaming graph with 8-bit weights, by stage, and what their certificate says: errors against the float32
+    """The graphs with 8-bit weights, by stage, and what their certificate says: errors against the float32
     stream and its own motion, in mm by quantity. Raises ExportError and StreamTalkError."""
     folder = exported(given.preset, cache, INT8, INT8_OPTIONS)
     manifest = read_manifest(folder)
     said = {p.quantity: p.measured for p in manifest.parity if p.subject == graph_key(FRAME, "int8")}
-    return stage_runs(folder, manifest, threads, "int8"), said
+    return stage_runs(folder, manifest, threads, "int8", GRAPHS), said
 
 
 def variant_rows(given: Subject, frames: int, rounds: int, cache: Path) -> list[Row]:

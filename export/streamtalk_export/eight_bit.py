@@ -19,8 +19,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from streamtalk_export.errors import ExportError
-from streamtalk_export.half import LINEAR, islands
+from streamtalk_export.half import LINEAR, islands, rebuild
 
 GRAPHS = ("condition_predictor", "diffusion_head", "vq_decoder", "frame")
 """What is written in 8 bits."""
@@ -39,25 +38,14 @@ def to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    graph = result.graph
-    converter = _Converter({tensor.name: tensor for tensor in graph.initializer})
-    kept = islands(graph)
-    for node in graph.node:
+    converter = _Converter({tensor.name: tensor for tensor in result.graph.initializer})
+    kept = islands(result.graph)
+    for node in list(result.graph.node):
         if node.output[0] in kept or not converter.large_product(node):
             converter.nodes.append(node)
         else:
             converter.convert(node)
-    read = {name for node in converter.nodes for name in node.input} | {v.name for v in graph.output}
-    initializers = [tensor for name, tensor in converter.weights.items() if name in read]
-    nodes = converter.nodes
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(initializers)
-    graph.ClearField("value_info")
-    try:
-        onnx.checker.check_model(result, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{model.graph.name}: the int8 graph is not valid: {error}") from error
+    rebuild(result, converter.nodes, converter.weights, "int8")
     return result
 
 

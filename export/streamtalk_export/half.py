@@ -48,20 +48,36 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `model` with float16 inside and the same inputs and outputs. Raises ExportError."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    _Converter(result).run()
-    result.graph.ClearField("value_info")
-    try:
-        onnx.checker.check_model(result, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{model.graph.name}: the float16 graph is not valid: {error}") from error
+    converter = _Converter(result)
+    for node in list(result.graph.node):
+        converter.convert(node)
+    rebuild(result, converter.nodes, converter.weights, "float16")
     return result
+
+
+def rebuild(
+    model: onnx.ModelProto, nodes: list[Node], weights: dict[str, onnx.TensorProto], kind: str
+) -> None:
+    """Give `model` these nodes and those of the weights that are read. Raises ExportError, which names the `kind`,
+    where that makes no valid graph."""
+    graph = model.graph
+    read = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
+    kept = [tensor for name, tensor in weights.items() if name in read]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
+    graph.ClearField("value_info")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"{graph.name}: the {kind} graph is not valid: {error}") from error
 
 
 class _Converter:
     """One pass over the nodes in order. `types` holds every float tensor's type so far."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.graph = graph = model.graph
+        graph = model.graph
         self.weights = {tensor.name: tensor for tensor in graph.initializer}
         self.types: dict[str, int] = {
             value.name: TensorProto.FLOAT
@@ -74,16 +90,7 @@ class _Converter:
         self.casts: dict[tuple[str, int], str] = {}
         self.islands = islands(graph)
 
-    def run(self) -> None:
-        for node in list(self.graph.node):
-            self._convert(node)
-        used = {name for node in self.nodes for name in node.input}
-        kept = [tensor for tensor in self.weights.values() if tensor.name in used | self.outputs]
-        del self.graph.node[:], self.graph.initializer[:]
-        self.graph.node.extend(self.nodes)
-        self.graph.initializer.extend(kept)
-
-    def _convert(self, node: Node) -> None:
+    def convert(self, node: Node) -> None:
         wanted = TensorProto.FLOAT16 if self._is_half(node) else TensorProto.FLOAT
         for place, name in enumerate(node.input):
             if name in self.floats:

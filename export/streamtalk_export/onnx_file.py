@@ -82,7 +82,6 @@ def write_reduced(directory: Path, graph: Graph, precision: Precision) -> Graph:
         _check(model, path.name)
     else:
         model = to_int8(model)
-        _anonymise(model)
     return save_graph(model, path.with_suffix(f".{precision}.onnx"), precision)
 
 

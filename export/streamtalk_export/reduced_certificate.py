@@ -16,6 +16,7 @@ import numpy.typing as npt
 from streamtalk.manifest import AUDIO_ENCODER, FRAME, Manifest, Parity, Precision, graph_key
 from streamtalk.trust import STORED_FRAMES, STORED_VERTICES, Limits, ProbeData
 from streamtalk_export.drive import Array, Graphs, Probe, Stream, closed_loop, next_frame
+from streamtalk_export.eight_bit import GRAPHS as INT8_GRAPHS
 
 STREAM_SECONDS = 30
 
@@ -82,7 +83,7 @@ def certify_reduced(
     what its closed loop came to is told beside them, without a bound.
     """
     probe = Probe.make(manifest, seconds, identity)
-    own_encoder = graph_key(AUDIO_ENCODER, precision) in manifest.graphs
+    own_encoder = precision != "int8" or AUDIO_ENCODER in INT8_GRAPHS
     exact_graphs, graphs = Graphs(directory, manifest), Graphs(directory, manifest, precision)
     exact, reduced, free = (Stream(manifest, probe.start_latent) for _ in range(3))
     motion, errors, free_errors = _Motion(), [], []

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from streamtalk import Talker
-from streamtalk.manifest import FILE_NAME, Manifest, graph_key, read_manifest
+from streamtalk.manifest import Manifest
 from streamtalk_export import cli, eight_bit
 from streamtalk_export.eight_bit import SMALLEST, to_int8
-from streamtalk_export.onnx_file import write_reduced
 from streamtalk_export.reduced_certificate import BOUNDS, certify_reduced
 from tests.export.golden import Array, Driver, Golden
+from tests.export.reduced import with_reduced
 
 SECONDS = 4
 """Of the streams here; every export with --precision int8 runs 30 s."""
@@ -27,21 +25,12 @@ SMALL_SHARE = 0.1
 """Of the motion, at the 99th percentile, in models so narrow that a sum evens out little; measured: .05 and .07."""
 
 Exported = Callable[[Golden, str], Driver]
-
-
-def with_int8(source: Path, target: Path) -> tuple[Path, Manifest]:
-    """A copy of an exported model with the graph that the CPU backend runs in 8 bits."""
-    shutil.copytree(source, target)
-    manifest = read_manifest(target)
-    made = write_reduced(target, manifest.graphs["frame"], "int8")
-    manifest = msgspec.structs.replace(manifest, graphs={**manifest.graphs, graph_key("frame", "int8"): made})
-    (target / FILE_NAME).write_bytes(msgspec.json.encode(manifest))
-    return target, manifest
+Reduced = tuple[Path, Manifest, dict[str, Array]]
 
 
 @pytest.fixture(scope="module")
-def bundled_int8(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
-    return with_int8(bundled, tmp_path_factory.mktemp("int8") / "model")
+def bundled_int8(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Reduced:
+    return with_reduced(bundled, tmp_path_factory.mktemp("int8") / "model", "int8", ["frame"])
 
 
 def integer_weights(model: onnx.ModelProto) -> set[str]:
@@ -91,8 +80,8 @@ def test_sums_do_not_saturate() -> None:
     assert np.allclose(session.run(None, {"x": x})[0], 128.0, rtol=0.01)
 
 
-def test_the_bundled_graphs(bundled_int8: tuple[Path, Manifest], bundled: Path) -> None:
-    directory, manifest = bundled_int8
+def test_the_bundled_graphs(bundled_int8: Reduced, bundled: Path) -> None:
+    directory, manifest, _ = bundled_int8
     before = onnx.load(bundled / "frame.onnx")
     graph = manifest.graphs["frame.int8"]
     after = onnx.load(directory / graph.file)
@@ -110,11 +99,8 @@ def test_the_bundled_graphs(bundled_int8: tuple[Path, Manifest], bundled: Path) 
     assert (directory / graph.file).stat().st_size < 0.5 * (bundled / "frame.onnx").stat().st_size
 
 
-def test_the_bundled_stream_in_8_bits(bundled_int8: tuple[Path, Manifest]) -> None:
-    directory, manifest = bundled_int8
-    with np.load(directory / manifest.identity) as identity:
-        lines = certify_reduced(directory, manifest, dict(identity), "int8", SECONDS)
-    p99, largest, motion = lines[:3]
+def test_the_bundled_stream_in_8_bits(bundled_int8: Reduced) -> None:
+    p99, largest, motion = certify_reduced(*bundled_int8, "int8", SECONDS)[:3]
     bounds = BOUNDS["int8"]
     assert p99.subject == "frame.int8"
     assert (p99.bound, largest.bound) == (bounds.p99_mm, bounds.max_mm)
@@ -123,10 +109,8 @@ def test_the_bundled_stream_in_8_bits(bundled_int8: tuple[Path, Manifest]) -> No
     assert motion.measured > 2 * bounds.p99_mm  # bounds that a still face would meet say nothing
 
 
-def test_the_cpu_backend_takes_8_bits_where_it_finds_them(
-    bundled_int8: tuple[Path, Manifest], bundled: Path
-) -> None:
-    directory, _ = bundled_int8
+def test_the_cpu_backend_takes_8_bits_where_it_finds_them(bundled_int8: Reduced, bundled: Path) -> None:
+    directory, _, _ = bundled_int8
     plain = Talker.load(bundled, "onnxruntime-cpu", threads=1)
     talker = Talker.load(directory, "onnxruntime-cpu", threads=1)
     assert (plain.choice.backend.precision, talker.choice.backend.precision) == ("fp32", "int8")
@@ -159,8 +143,6 @@ def test_a_preset_stream_in_8_bits(
     """Every product of the small checkpoints, in a closed loop."""
     monkeypatch.setattr(eight_bit, "SMALLEST", 1)
     source = exported(golden, "ddim").directory
-    target = tmp_path / "m"
-    directory, manifest = with_int8(source, target)
-    with np.load(directory / manifest.identity) as identity:
-        p99, _, motion = certify_reduced(directory, manifest, dict(identity), "int8", SECONDS)
+    made = with_reduced(source, tmp_path / "m", "int8", ["frame"])
+    p99, _, motion = certify_reduced(*made, "int8", SECONDS)
     assert 0 < p99.measured <= SMALL_SHARE * motion.measured

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from streamtalk.manifest import Manifest, graph_key, read_manifest
+from streamtalk.manifest import Manifest
 from streamtalk_export import half
 from streamtalk_export.half import hold_roundings, to_half
-from streamtalk_export.onnx_file import write_reduced
 from streamtalk_export.reduced_certificate import BOUNDS, certify_reduced
 from tests.export.golden import Array, Driver, Golden
+from tests.export.reduced import with_reduced
 
 SECONDS = 4
 """Of the streams here; every export with --precision fp16 runs 30 s."""
@@ -26,23 +24,11 @@ SECONDS = 4
 Exported = Callable[[Golden, str], Driver]
 
 
-def with_half(source: Path, target: Path) -> tuple[Path, Manifest, dict[str, Array]]:
-    """A copy of an exported model with float16 graphs beside the float32 ones."""
-    shutil.copytree(source, target)
-    manifest = read_manifest(target)
-    halves = {
-        graph_key(name, "fp16"): write_reduced(target, g, "fp16") for name, g in manifest.graphs.items()
-    }
-    manifest = msgspec.structs.replace(manifest, graphs={**manifest.graphs, **halves})
-    with np.load(target / manifest.identity) as identity:
-        return target, manifest, dict(identity)
-
-
 @pytest.fixture(scope="session")
 def bundled_half(
     bundled: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Manifest, dict[str, Array]]:
-    return with_half(bundled, tmp_path_factory.mktemp("half") / "model")
+    return with_reduced(bundled, tmp_path_factory.mktemp("half") / "model", "fp16")
 
 
 def products(model: onnx.ModelProto) -> dict[str, set[str]]:
@@ -162,7 +148,7 @@ def test_the_bundled_stream_in_float16(bundled_half: tuple[Path, Manifest, dict[
 
 def test_a_preset_stream_in_float16(golden: Golden, exported: Exported, tmp_path: Path) -> None:
     p99, largest, motion = certify_reduced(
-        *with_half(exported(golden, "ddim").directory, tmp_path / "m"), "fp16", SECONDS
+        *with_reduced(exported(golden, "ddim").directory, tmp_path / "m", "fp16"), "fp16", SECONDS
     )
     limits = BOUNDS["fp16"].limits_mm(motion.measured)
     assert (p99.bound, largest.bound) == (limits.p99, limits.max)
@@ -183,6 +169,6 @@ def test_islands_earn_their_keep(
     """Without the islands the bundled stream is measurably worse."""
     with_islands = certify_reduced(*bundled_half, "fp16", SECONDS)[0].measured
     monkeypatch.setattr(half, "STATISTICS", frozenset())
-    without = certify_reduced(*with_half(bundled, tmp_path / "m"), "fp16", SECONDS)[0].measured
+    without = certify_reduced(*with_reduced(bundled, tmp_path / "m", "fp16"), "fp16", SECONDS)[0].measured
     # Negated: a spectrum that overflows gives NaN.
     assert not without <= WORSE * with_islands
