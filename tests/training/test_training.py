@@ -33,7 +33,7 @@ from streamtalk_training.dataset import (
 )
 from streamtalk_training.hearing import disturbed
 from streamtalk_training.motion import MotionSpace, face_maps, lip_gap_vectors, sealing, widened
-from streamtalk_training.pack import ARCHITECTURE, checkpoint
+from streamtalk_training.pack import ARCHITECTURE, checkpoint, mean, trained
 from streamtalk_training.stage2 import energy_score
 from streamtalk_training.talker import Talker, decoded_stream, mouth_latents, rollout
 from streamtalk_training.validate import Validation, scores, streamed
@@ -495,6 +495,24 @@ def test_a_packed_talker_is_widened_and_halved() -> None:
     torch.testing.assert_close(
         last, torch.from_numpy(MAPS.expand) @ narrow.detach(), rtol=0, atol=half_precision
     )
+
+
+def test_the_mean_of_runs_is_weighed_and_of_one_architecture(tmp_path: Path) -> None:
+    first, second = random_talker().state_dict(), random_talker().state_dict()
+    name = "audio_encoder.blocks.0.out.weight"
+    second[name] = first[name] + 1
+    torch.testing.assert_close(mean([first, second], [0.25, 0.75])[name], first[name] + 0.75)
+    same = mean([first, second], [0.0, 1.0])
+    assert {key: value.dtype for key, value in same.items()} == {k: v.dtype for k, v in second.items()}
+    assert all(torch.equal(value, second[key]) for key, value in same.items())
+    for shares in ([1.0], [0.5, 0.6], [1.5, -0.5]):
+        with pytest.raises(ValueError, match="as many shares that add up to 1"):
+            mean([first, second], shares)
+    del second[name]
+    with pytest.raises(ValueError, match="different architectures"):
+        mean([first, second], [0.5, 0.5])
+    with pytest.raises(FileNotFoundError, match=r"streamtalk_training\.stage2"):
+        trained(tmp_path)
 
 
 def test_a_run_goes_on_under_its_own_plan_alone(motion: MotionData, tmp_path: Path) -> None:

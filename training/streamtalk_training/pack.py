@@ -1,6 +1,7 @@
 """A trained talker as files: `python -m streamtalk_training.pack --run RUN --out model.safetensors`.
 
-The weights are widened from motion coordinates to the vertices of a face, and kept in half precision.
+The weights are widened from motion coordinates to the vertices of a face, and kept in half precision. Of several runs,
+each begun with the weights of the one before, the mean is packed (Wortsman et al., "Model soups", ICML 2022).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ ARCHITECTURE: dict[str, Any] = {
             "hidden_fps": 30,
             "mel_bins": 64,
             "width": 128,
-            "dilations": [1, 2, 4, 6],
+            "dilations": [1, 2, 4, 4, 1, 1],
             "lookahead_ms": 100,
             "level_floor": 3e-4,
         },
@@ -92,6 +93,35 @@ def checkpoint(talker: Talker, maps: FaceMaps) -> dict[str, Tensor]:
     return {name: value.detach().to(torch.float16).contiguous() for name, value in state.items()}
 
 
+def trained(run: Path) -> dict[str, Tensor]:
+    """The weights that stage 2 left in `run`. Raises FileNotFoundError where there are none."""
+    state = run / "stage2" / "state.pt"
+    if not state.is_file():
+        raise FileNotFoundError(
+            f"no {state}: run python -m streamtalk_training.stage2 with the same --run first"
+        )
+    weights: dict[str, Tensor] = torch.load(state, map_location="cpu", weights_only=True)["model"]
+    return weights
+
+
+def mean(states: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:
+    """Each weight's mean by `shares`, which add up to 1; what is no float is the last state's. Raises ValueError where
+    the states are not of one architecture, or the shares not one a state.
+    """
+    if len(shares) != len(states) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"{len(states)} runs need as many shares that add up to 1, not {list(shares)}")
+    last = states[-1]
+    shapes = [{name: value.shape for name, value in state.items()} for state in states]
+    if any(other != shapes[-1] for other in shapes):
+        raise ValueError("runs of different architectures have no mean")
+    return {
+        name: sum((share * state[name] for share, state in zip(shares, states, strict=True)), torch.zeros(()))
+        if value.is_floating_point()
+        else value
+        for name, value in last.items()
+    }
+
+
 def pack(talker: Talker, maps: FaceMaps, path: Path) -> None:
     """Write `path` (.safetensors), whole or not at all."""
     partial = path.with_suffix(".partial")
@@ -104,20 +134,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m streamtalk_training.pack", description=__doc__)
     parser.add_argument("--config", type=Path, default=Path("models/bundled/config.yaml"))
     parser.add_argument("--face", type=Path, default=Path("models/bundled/face.npz"))
-    parser.add_argument("--run", type=Path, required=True, help="folder with stage2 in it")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        required=True,
+        nargs="+",
+        help="folder with stage2 in it; of several, the mean is packed",
+    )
+    parser.add_argument(
+        "--share", type=float, nargs="+", help="each run's weight in the mean, adding up to 1 (equal ones)"
+    )
     parser.add_argument("--out", type=Path, default=Path("models/bundled/model.safetensors"))
     options = parser.parse_args(arguments)
     with runs.one_sentence():
         face = load_face(options.face)
-        space = kept_space(options.run, face)
+        space = kept_space(options.run[-1], face)
         student = Student(narrowed(load_config(options.config), space))
-        state = options.run / "stage2" / "state.pt"
-        if not state.is_file():
-            raise FileNotFoundError(
-                f"no {state}: run python -m streamtalk_training.stage2 with the same --run first"
-            )
-        trained = torch.load(state, map_location="cpu", weights_only=True)
-        student.load_state_dict(trained["model"])
+        shares = options.share or [1 / len(options.run)] * len(options.run)
+        student.load_state_dict(mean([trained(run) for run in options.run], shares))
         names = [str(name) for name in face.blendshape_names]
         pack(student.talker, face_maps(space, names, face.blendshapes), options.out)
 
