@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.latency_ablations import WITHOUT, int8_runs, naive_runs, variant_rows
+from benchmarks.latency_ablations import VARIANTS, WITHOUT, int8_runs, naive_runs, variant_rows
 from benchmarks.latency_plot import plot
 from benchmarks.latency_rows import (
     CPU,
@@ -176,8 +176,9 @@ def stages(
     if cache:
         naive = naive_runs(given, threads)
         runs |= {(stage, WITHOUT[stage]): run for stage, run in naive.items()}
-        eight_bit, result.int8[given.preset] = int8_runs(given, threads, cache)
-        runs |= {(stage, INT8): run for stage, run in eight_bit.items()}
+        if INT8 in VARIANTS[given.preset]:
+            eight_bit, result.int8[given.preset] = int8_runs(given, threads, cache)
+            runs |= {(stage, INT8): run for stage, run in eight_bit.items()}
     ours: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
     theirs: dict[int, list[Seconds]] = {i: [] for i in sampled}
     offline: list[Seconds] = []

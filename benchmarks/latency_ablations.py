@@ -37,9 +37,10 @@ VARIANTS: Mapping[str, Mapping[str, list[str]]] = {
         "hop-1": ["--hop", "1"],
         "decode-window-16": ["--decode-window", "16"],
     },
-    "biwi": {ONE_THREAD: [], INT8: INT8_OPTIONS, "decode-window-16": ["--decode-window", "16"]},
+    "biwi": {ONE_THREAD: [], "decode-window-16": ["--decode-window", "16"]},
 }
-"""By preset: variants on whole frames, and the exporter's options for them."""
+"""By preset: variants on whole frames, and the exporter's options for them. BIWI's random weights have no 8-bit
+ones: their largest error is .23 of the motion, more than the exporter allows."""
 WITHOUT = {"condition_predictor": NO_CACHE, "vq_decoder": WHOLE_WINDOW}
 """By stage: variants on that stage alone, see `naive_runs`."""
 
