@@ -23,15 +23,19 @@ Seconds = dict[str, float]
 
 
 def timed(call: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    """What `call` gives, and the seconds that it took."""
+    """What `call` gives, and the seconds that it took until it was there."""
     began = perf_counter()
     result = call()
+    if result.is_cuda:
+        torch.cuda.synchronize()
     return result, perf_counter() - began
 
 
 @dataclass(frozen=True)
 class Released:
-    """A model with features [L, A] and noise [L, C] of a clip; `latents` [1 + L, C] begin with the start latent."""
+    """A model with features [L, A] and noise [L, C] of a clip; `latents` [1 + L, C] begin with the start latent. All
+    on one device.
+    """
 
     model: TalkerModel
     table: SamplerTable
@@ -46,7 +50,8 @@ class Released:
         network = self.model.diff_ar_network
         style = network.obj_vector.weight[self.speaker][None]
         past, heard = self.latents[None, : i + 1], self.features[None, : i + 1]
-        conditions, predictor_s = timed(lambda: network.conditions(past, heard, style))
+        with self.noise.device:  # its masks too are made there
+            conditions, predictor_s = timed(lambda: network.conditions(past, heard, style))
         made, head_s = timed(lambda: network.sample(self.noise[: i + 1], conditions[0], self.table))
         sequence = torch.cat([self.latents[: i + 1], made[-1:]])[None]
         decoded, decoder_s = timed(lambda: self.model.autoencoder.decoder(sequence))
@@ -59,7 +64,8 @@ class Released:
         style = network.obj_vector.weight[self.speaker][None]
         first = max(i + 1 - window, 0)
         past, heard = self.latents[None, first : i + 1], self.features[None, first : i + 1]
-        conditions, predictor_s = timed(lambda: network.conditions(past, heard, style))
+        with self.noise.device:
+            conditions, predictor_s = timed(lambda: network.conditions(past, heard, style))
         _, head_s = timed(lambda: network.sample(self.noise[first : i + 1], conditions[0], self.table))
         return _stages(predictor_s, head_s, 0.0)
 

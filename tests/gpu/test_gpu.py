@@ -1,12 +1,16 @@
 """On a GPU: every backend against the CPU, batches, interoperation, launches. Skipped elsewhere, with the reason.
 
 pytest -m gpu -rs
+STREAMTALK_GPU_MODEL=DIR pytest -m gpu -rs      the same with a model, and engines, that another machine exported
+                                                (`export.py --batch 3 --precision fp16 --targets onnx,tensorrt_rtx`)
 """
 
 from __future__ import annotations
 
 import gc
 import importlib
+import os
+import shutil
 import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -50,9 +54,15 @@ def capability() -> int:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A small model for several voices, with the engines of every TensorRT that is installed."""
+    root = tmp_path_factory.mktemp("gpu")
+    if given := os.environ.get("STREAMTALK_GPU_MODEL"):
+        shutil.copytree(given, root / "model")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("STREAMTALK_CACHE", str(root / "cache"))
+            yield root / "model"
+        return
     from streamtalk_export.cli import main
 
-    root = tmp_path_factory.mktemp("gpu")
     targets = ",".join(["onnx", *(name for name in ENGINES if find_spec(name))])
     arguments = ["--checkpoint", str(FOLDER / "checkpoint.ckpt"), "--config", str(FOLDER / "config.yaml")]
     arguments += ["--hubert-config", str(FOLDER / "hubert_config.json"), "--out", str(root / "model")]

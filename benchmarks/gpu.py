@@ -1,0 +1,366 @@
+"""Latency on a GPU, beside the released algorithm in eager PyTorch on the same one: `python -m benchmarks.gpu`.
+
+Every backend that loads here, at full size and several batches, by stage and whole. Before anything is timed each has
+reproduced its model's probe in every slot. At batch 1 the systems take turns. The released algorithm has weights of
+the same distribution, and its first frame is its best case: each later one costs more.
+
+`frame` is a turn of all slots, from noise in host memory to vertices there, without the encoder. Variants: `resident`
+leaves the vertices on the device, `hop-start` is the encoder and a hop's first frame one after the other, which a live
+stream waits for, `back-to-back` the mean of runs that are queued together, `no-fold` the head's steps unrolled.
+`batch-N` are N voices in one launch, `step` those with the host's work for every voice, its encoder amortised;
+`staggered` where some voices begin a hop in every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu_runs import IN_FLIGHT, SEED, StageRun, hops, opened, profiled, stage_engine, steps, turns
+from benchmarks.latency_rows import RELEASED, Row, hardware, summary, table, versions
+from benchmarks.latency_runs import streamed
+from benchmarks.latency_subject import CACHE, FAILURES, complain, exported, speech
+from benchmarks.latency_targets import Target
+from benchmarks.latency_targets import table as targets_table
+from benchmarks.released import Released, Seconds, timed
+from streamtalk import StreamTalkError, Talker
+from streamtalk.cuda.backend import CudaBackend
+from streamtalk.cuda.driver import open_driver
+from streamtalk.trust import measure, read_probe
+from streamtalk_export.checkpoint import random_model
+from streamtalk_export.config import load_config
+from streamtalk_export.hubert import hubert_config
+from streamtalk_export.sampler import sampler_table
+
+SCHEMA = 1
+BACKENDS = ("tensorrt", "tensorrt_rtx", "onnxruntime-cuda")
+SAMPLED = (0, 30, 60, 120, 269)
+"""Frames of the released streaming path."""
+STAGES = ("audio_encoder", "condition_predictor", "diffusion_head", "vq_decoder")
+ROUNDS = 6
+STEP_S = 2.0
+"""Audio that every voice of a batch hears."""
+TARGETS = {
+    "frame p50": 0.3,
+    "frame p99": 0.5,
+    "audio encoder p50": 0.7,
+    "times faster than the released first frame": 15.0,
+    "real-time streams at hop 4": 500.0,
+}
+"""For an NVIDIA H200 at VOCASET's size, history and decode window 60, 2 s of context; milliseconds where no unit is."""
+
+
+@dataclass
+class Result:
+    """All that a run found."""
+
+    rows: list[Row] = field(default_factory=list)
+    parity: list[dict[str, Any]] = field(default_factory=list)
+    """Vertex errors of the probe against the float32 graphs on the CPU, in the vertices' unit, and what is allowed."""
+    launches: list[dict[str, Any]] = field(default_factory=list)
+    """CUDA calls and device work of one hop, encoder included, and of one frame."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    gpu: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        found = list(targets(self.rows))
+        return {
+            "schema": SCHEMA,
+            "gpu": self.gpu,
+            "hardware": hardware(),
+            "versions": versions(),
+            "settings": self.settings,
+            "skipped": self.skipped,
+            "parity": self.parity,
+            "launches": self.launches,
+            "rows": [asdict(row) for row in self.rows],
+            "targets": [{**asdict(target), "met": target.met} for target in found],
+        }
+
+
+class Eager:
+    """The released algorithm on the GPU, with random weights and features."""
+
+    def __init__(self, preset: str) -> None:
+        config = load_config(preset)
+        self.model = random_model(config, hubert_config(None), SEED).eval().cuda()
+        generator = torch.Generator().manual_seed(SEED)
+
+        def rows(count: int, width: int) -> torch.Tensor:
+            return torch.randn(count, width, generator=generator).cuda()
+
+        count, p = SAMPLED[-1] + 1, config.predictor
+        table = sampler_table(config.schedule, config.steps, config.sampler)
+        features, noise = rows(count, p.audio_encode_dim), rows(count, p.vq_dim)
+        self.released = Released(self.model, table, features, noise, rows(count + 1, p.vq_dim))
+        self.fps = config.fps
+
+    def frame(self, i: int) -> Seconds:
+        """Seconds by stage of frame `i` of the streaming path."""
+        return self.released.streaming_frame(i)[1]
+
+    def encoder(self, audio_s: float) -> float:
+        """Seconds to hear a clip at once."""
+        pcm = torch.from_numpy(speech(audio_s)).cuda()
+        with self.released.noise.device:
+            return timed(lambda: self.model.offline_features(pcm))[1]
+
+
+def folder_of(preset: str, variant: str, options: Sequence[str], models: Path | None) -> Path | None:
+    """An export of this variant from `models`, or None where that has none; without `models` it is exported."""
+    if models is None:
+        return exported(preset, CACHE.expanduser(), variant, options)
+    folder = models / f"{preset}-{variant}"
+    return folder if (folder / "manifest.json").exists() else None
+
+
+def loaded(
+    folder: Path, wanted: Sequence[str], label: str, result: Result
+) -> Iterator[tuple[Talker, CudaBackend]]:
+    """The export on every GPU backend that works; reasons of the others go to `result`."""
+    for name in wanted:
+        try:
+            talker = Talker.load(folder, name)
+        except StreamTalkError as error:
+            result.skipped[f"{name}, {label}"] = str(error).replace(str(folder), "this export")
+            continue
+        backend = talker.choice.backend
+        assert isinstance(backend, CudaBackend)
+        probe = read_probe(folder, talker.manifest)
+        assert probe is not None
+        p99, worst = measure(backend, talker.manifest, probe)
+        allowed = probe.limits[backend.precision]
+        found = {"p99": p99, "max": worst, "allowed_p99": allowed.p99, "allowed_max": allowed.max}
+        result.parity.append(
+            {"model": label, "backend": name, "precision": backend.precision, **found}
+            | {"first_frame_s": round(talker.choice.first_frame_s, 3)}
+        )
+        print(f"{label}, {backend.description}: probe {p99:.2e}, {worst:.2e}", file=sys.stderr, flush=True)
+        yield talker, backend
+
+
+def one_voice(
+    preset: str,
+    folder: Path,
+    talker: Talker,
+    backend: CudaBackend,
+    eager: Eager | None,
+    frames: int,
+    result: Result,
+) -> None:
+    """Frames in turns with the released algorithm, a hop's start, vertices that stay, stages, launches."""
+    m, name = talker.manifest, backend.name
+
+    def add(stage: str, variant: str, seconds: Any, **more: Any) -> None:
+        result.rows.append(summary(preset, name, variant, 0.0, stage, seconds, **more))
+
+    theirs: dict[int, list[Seconds]] = {i: [] for i in SAMPLED}
+    encoder_s: list[float] = []
+    with opened(talker) as slots:
+        list(turns(slots, m, m.history))
+        if eager:
+            eager.frame(0)
+        ours: list[float] = []
+        for _ in range(ROUNDS):
+            ours += turns(slots, m, frames // ROUNDS)
+            for i in SAMPLED if eager else ():
+                assert eager
+                theirs[i].append(eager.frame(i))
+            if eager:
+                encoder_s.append(eager.encoder(m.window_samples / m.sample_rate))
+        add("frame", "", ours, fps=m.fps)
+        add("frame", "hop-start", list(hops(slots, m, frames // m.hop)), fps=m.fps)
+        every, index = np.ones(1, np.bool_), np.zeros(1, np.int64)
+
+        def hop() -> None:
+            slots.encode(every)
+            frame()
+
+        def frame() -> None:
+            slots.frame(0, index, every)
+            slots.vertices()
+
+        hop()
+        for said, run in (("a hop's first frame", hop), ("a frame", frame)):
+            result.launches.append({"model": preset, "backend": name, "of": said, "calls": profiled(run)})
+    for i, rows in theirs.items():
+        if rows and not any(
+            (r.preset, r.system, r.variant) == (preset, RELEASED, f"frame-{i}") for r in result.rows
+        ):
+            whole = [sum(row.values()) for row in rows]
+            for stage in rows[0]:
+                each = [row[stage] for row in rows]
+                result.rows.append(summary(preset, RELEASED, f"frame-{i}", 0.0, stage, each))
+            result.rows.append(summary(preset, RELEASED, f"frame-{i}", 0.0, "frame", whole, fps=m.fps))
+    if encoder_s:
+        result.rows.append(summary(preset, RELEASED, "one-window", 0.0, "audio_encoder", encoder_s))
+    resident = Talker.load(folder, name, download=False)
+    with opened(resident) as slots:
+        waiting: Any = slots
+        list(turns(slots, m, m.history, waiting.device_vertices.wait))
+        add("frame", "resident", list(turns(slots, m, frames, waiting.device_vertices.wait)), fps=m.fps)
+    stages(preset, "", folder, backend, STAGES, frames, result)
+
+
+def stages(
+    preset: str,
+    variant: str,
+    folder: Path,
+    backend: CudaBackend,
+    names: Sequence[str],
+    frames: int,
+    result: Result,
+) -> None:
+    """Single graphs; an encoder's row is a run, not its share of a frame."""
+    for stage in names:
+        try:
+            engine = stage_engine(folder, backend, stage)
+        except (StreamTalkError, KeyError) as error:
+            result.skipped[f"{backend.name}, {preset} {variant} {stage}"] = str(error)[:300]
+            continue
+        with closing(StageRun(backend.driver, engine, backend.manifest)) as run:
+            for _ in range(20):
+                run()
+            alone = [run() for _ in range(frames)]
+            queued = [run(IN_FLIGHT) for _ in range(max(frames // IN_FLIGHT, 5))]
+        queued_name = "-".join(filter(None, (variant, "back-to-back")))
+        result.rows.append(summary(preset, backend.name, variant, 0.0, stage, alone))
+        result.rows.append(summary(preset, backend.name, queued_name, 0.0, stage, queued))
+
+
+def many_voices(
+    preset: str, talker: Talker, backend: CudaBackend, folder: Path, frames: int, result: Result
+) -> None:
+    """Turns of a full batch, its encoder, and steps with the host's work."""
+    m, variant = talker.manifest, f"batch-{talker.manifest.batch}"
+
+    def add(stage: str, of: str, seconds: Any) -> None:
+        result.rows.append(summary(preset, backend.name, of, 0.0, stage, seconds, fps=m.fps))
+
+    with opened(talker) as slots:
+        list(turns(slots, m, 2 * m.hop))
+        add("frame", variant, list(turns(slots, m, frames)))
+        add("frame", f"{variant}-hop-start", list(hops(slots, m, max(frames // m.hop, 3))))
+    stages(preset, variant, folder, backend, ("audio_encoder",), max(frames // 8, 5), result)
+    for said, staggered in (("step", False), ("step-staggered", True)):
+        took = np.array(list(steps(talker, speech(STEP_S), staggered)))[2 * m.hop :]
+        add("total", f"{variant}-{said}", took)
+
+
+def without_fold(preset: str, folder: Path, backends: Sequence[str], frames: int, result: Result) -> None:
+    """Frames and head of an export whose head takes its steps one by one."""
+    for talker, backend in loaded(folder, backends, f"{preset}, no fold", result):
+        with opened(talker) as slots:
+            list(turns(slots, talker.manifest, 2 * talker.manifest.hop))
+            took = list(turns(slots, talker.manifest, frames))
+        result.rows.append(summary(preset, backend.name, "no-fold", 0.0, "frame", took, fps=talker.fps))
+        stages(preset, "no-fold", folder, backend, ("diffusion_head",), frames, result)
+
+
+def targets(rows: Sequence[Row]) -> Iterator[Target]:
+    """What issue and rows have in common, for every backend at VOCASET's size."""
+
+    def of(system: str, variant: str, stage: str) -> Row | None:
+        found = [
+            r for r in rows if (r.preset, r.system, r.variant, r.stage) == ("vocaset", system, variant, stage)
+        ]
+        return found[-1] if found else None
+
+    released = of(RELEASED, "frame-0", "frame")
+    for system in dict.fromkeys(row.system for row in rows if row.system != RELEASED):
+        frame, encoder = of(system, "", "frame"), of(system, "", "audio_encoder")
+        measured: dict[str, float] = {}
+        if frame:
+            measured |= {"frame p50": frame.p50_ms, "frame p99": frame.p99_ms}
+        if encoder:
+            measured["audio encoder p50"] = encoder.p50_ms
+        if frame and released:
+            measured["times faster than the released first frame"] = released.p50_ms / frame.p50_ms
+        for row in rows:
+            if (row.preset, row.system, row.variant) == ("vocaset", system, "batch-512-step") and row.rtf:
+                measured["real-time streams at hop 4"] = 512 / row.rtf
+        for name, value in measured.items():
+            times = TARGETS[name] >= 10
+            yield Target(f"{system}: {name}", value, TARGETS[name], times, "" if times else "ms")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; returns the exit code: 2 where something needed is missing."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    add = parser.add_argument
+    add("--presets", nargs="+", choices=("vocaset", "biwi"), default=["vocaset"])
+    add("--batches", type=int, nargs="+", default=[1, 8])
+    add("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    add("--frames", type=int, default=600, help="timed at batch 1; fewer at larger ones")
+    add("--minutes", type=float, default=10.0, help="of audio through one stream, 0 to leave it out")
+    add(
+        "--models",
+        type=Path,
+        metavar="DIR",
+        help="exports named PRESET-batch-N and PRESET-no-fold, else made here",
+    )
+    add("--no-eager", action="store_true", help="without the released algorithm")
+    add("--json", type=Path, metavar="FILE", help="all figures, written as they come")
+    options = parser.parse_args(arguments)
+    result = Result()
+
+    def save() -> None:
+        if options.json:
+            options.json.write_text(json.dumps(result.document(), indent=1) + "\n", encoding="utf-8")
+
+    targets_of = ["--precision", "fp16", "--targets", "onnx,tensorrt_rtx"]
+    gc.disable()
+    try:
+        result.gpu = open_driver().description
+        for preset in options.presets:
+            eager = None if options.no_eager else Eager(preset)
+            for batch in options.batches:
+                given = [*targets_of, "--batch", str(batch)]
+                folder = folder_of(preset, f"batch-{batch}", given, options.models)
+                if folder is None:
+                    result.skipped[f"{preset}, batch {batch}"] = "there is no such export"
+                    continue
+                for talker, backend in loaded(folder, options.backends, f"{preset}, batch {batch}", result):
+                    if batch == 1:
+                        one_voice(preset, folder, talker, backend, eager, options.frames, result)
+                    else:
+                        many_voices(preset, talker, backend, folder, max(options.frames // batch, 24), result)
+                    save()
+                    if batch == 1 and options.minutes:
+                        frames = round(60 * options.minutes * talker.fps)
+                        took = streamed(talker, frames)
+                        row = summary(
+                            preset, backend.name, "", 60 * options.minutes, "total", took, fps=talker.fps
+                        )
+                        result.rows.append(row)
+                        save()
+                    gc.collect()
+            unfolded = folder_of(preset, "no-fold", [*targets_of, "--no-fold"], options.models)
+            if unfolded:
+                without_fold(preset, unfolded, options.backends, options.frames // 2, result)
+            save()
+    except FAILURES as error:
+        return complain("gpu", error)
+    finally:
+        gc.enable()
+    print(table(result.rows))
+    print(targets_table(list(targets(result.rows))))
+    for what, reason in result.skipped.items():
+        print(f"skipped {what}: {reason}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
