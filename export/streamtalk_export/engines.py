@@ -46,6 +46,7 @@ Say = Callable[[str], None]
 Target = Literal["tensorrt", "tensorrt_rtx"]
 
 TIMINGS = "timings"
+TURING = 75
 DYNAMIC_SAMPLES = (3200, 32000, 960000)
 """Least, usual and most samples of a graph whose length is not fixed: the offline encoder, up to a minute."""
 
@@ -92,7 +93,7 @@ class Builder:
         parser = trt.OnnxParser(network, self.logger)
         source = directory / graph.file
         self.logger.words.clear()
-        if not parser.parse_from_file(str(source)):
+        if not self._parse(parser, source):
             errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
             raise ExportError(f"{target} {self.version} cannot parse {graph.file}: {_joined(errors)}")
         self._check_network(network, graph)
@@ -119,6 +120,15 @@ class Builder:
             graph_sha256=graph.sha256,
             flags=("no_tf32", "strongly_typed", *(("user_allocation",) if self._capturable(graph) else ())),
         )
+
+    def _parse(self, parser: Any, source: Path) -> bool:
+        if TURING not in self.capabilities:
+            return bool(parser.parse_from_file(str(source)))
+        import onnx  # on a Jetson there need be none
+
+        from streamtalk_export.half import to_convolutions
+
+        return bool(parser.parse(to_convolutions(onnx.load(source)).SerializeToString()))
 
     @cached_property
     def device(self) -> Driver:

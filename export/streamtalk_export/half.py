@@ -89,6 +89,8 @@ class _Converter:
         self.nodes: list[Node] = []
         self.casts: dict[tuple[str, int], str] = {}
         self.islands = islands(graph)
+        self.fresh = ""
+        """What the node before this one made, if it multiplied a weight."""
 
     def convert(self, node: Node) -> None:
         wanted = TensorProto.FLOAT16 if self._is_half(node) else TensorProto.FLOAT
@@ -106,13 +108,37 @@ class _Converter:
                 self.types[half] = wanted
                 self.floats.add(half)
                 renamed.append((half, name))
-        if node.op_type in PRODUCTS and wanted == TensorProto.FLOAT:
-            self.nodes.extend(self._pointwise(node))
-        else:
-            self.nodes.append(node)
+        self.nodes.extend(self._group_by_group(node) if wanted == TensorProto.FLOAT16 else [node])
+        # Attention scores, which multiply no weight, do not count.
+        weighted = node.op_type in PRODUCTS and any(name in self.weights for name in node.input)
+        self.fresh = node.output[0] if weighted else ""
         for half, name in renamed:
             self.nodes.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
             self.types[name] = TensorProto.FLOAT
+
+    def _group_by_group(self, node: Node) -> list[Node]:
+        """A grouped convolution as one for each group, the same sums.
+
+        cuDNN's heuristics have nothing for HuBERT's positional one in float16 (16 groups, 128 wide: seen with 9.19),
+        and what they fall back to takes the groups one after another on the plain cores.
+        """
+        settings = {a.name: a for a in node.attribute}
+        groups = settings["group"].i if "group" in settings else 1
+        if node.op_type != "Conv" or groups == 1 or len(node.input) > 2:
+            return [node]
+        x, weight = node.input
+        (output,) = node.output
+        kernels = np.split(numpy_helper.to_array(self.weights[weight]), groups)
+        inputs = [f"{output}_in_{g}" for g in range(groups)]
+        outputs = [f"{output}_out_{g}" for g in range(groups)]
+        nodes = [helper.make_node("Split", [x], inputs, axis=1, num_outputs=groups)]
+        for g, kernel in enumerate(kernels):
+            own = f"{weight}_{g}"
+            self.weights[own] = numpy_helper.from_array(np.ascontiguousarray(kernel), own)
+            one = helper.make_node("Conv", [inputs[g], own], [outputs[g]])
+            one.attribute.extend(a for name, a in settings.items() if name != "group")
+            nodes.append(one)
+        return [*nodes, helper.make_node("Concat", outputs, [output], axis=1)]
 
     def _is_half(self, node: Node) -> bool:
         data = [name for name in node.input if name in self.floats and name not in self.weights]
@@ -123,48 +149,7 @@ class _Converter:
         if node.op_type in MOVES:
             return bool(halves) and all(halves)
         # A bias that follows its product; a residual sum has two activations and is float32.
-        return node.op_type == "Add" and len(data) == 1 and all(halves) and self._is_fresh_product(data[0])
-
-    def _is_fresh_product(self, name: str) -> bool:
-        """Whether the node just written multiplied a weight into this tensor; attention scores do not count."""
-        last = self.nodes[-1]
-        return (
-            name in last.output
-            and last.op_type in PRODUCTS
-            and any(weight in self.weights for weight in last.input)
-        )
-
-    def _pointwise(self, node: Node) -> list[Node]:
-        """A float32 product with a weight as a convolution of width 1, the same sums.
-
-        TensorRT-RTX compiles float32 convolutions for Turing (7.5), but no float32 products of matrices.
-        """
-        x, weight = node.input[0], node.input[1] if len(node.input) > 1 else ""
-        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        plain = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0, **settings}
-        (output,) = node.output
-        if node.op_type == "Gemm" and weight in self.weights and plain == LINEAR:
-            axis = self._constant("pointwise_axis", np.array([2]))
-            kernel, bias = self._kernel(weight), node.input[2:]
-            return [
-                helper.make_node("Unsqueeze", [x, axis], [f"{output}_wide"]),
-                helper.make_node("Conv", [f"{output}_wide", kernel, *bias], [f"{output}_narrow"]),
-                helper.make_node("Squeeze", [f"{output}_narrow", axis], [output]),
-            ]
-        if node.op_type == "MatMul" and x in self.weights and len(self.weights[x].dims) == 2:
-            # [N, K] times [B, K, T], the only product whose left side is a weight.
-            return [helper.make_node("Conv", [weight, self._kernel(x)], [output])]
-        return [node]
-
-    def _kernel(self, name: str) -> str:
-        """A weight [N, K] as a convolution's [N, K, 1]."""
-        return self._constant(
-            f"{name}_pointwise", numpy_helper.to_array(self.weights[name])[:, :, None].astype(np.float32)
-        )
-
-    def _constant(self, name: str, values: Any) -> str:
-        self.weights.setdefault(name, numpy_helper.from_array(values, name))
-        return name
+        return node.op_type == "Add" and len(data) == 1 and all(halves) and data[0] == self.fresh
 
     def _as(self, name: str, wanted: int) -> str:
         """The tensor `name` in the wanted type, cast once however many read it."""
@@ -182,6 +167,47 @@ class _Converter:
             self.floats.add(cast)
             self.types[cast] = wanted
         return self.casts[name, wanted]
+
+
+def to_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose float32 products with a weight are convolutions of width 1, the same sums.
+
+    TensorRT-RTX compiles float32 convolutions for Turing (7.5), but no float32 products of matrices.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    weights = {tensor.name: tensor for tensor in result.graph.initializer}
+
+    def constant(name: str, values: Any) -> str:
+        weights.setdefault(name, numpy_helper.from_array(values, name))
+        return name
+
+    def kernel(name: str) -> str:
+        return constant(f"{name}_pointwise", numpy_helper.to_array(weights[name])[:, :, None])
+
+    def float32(name: str) -> bool:
+        return name in weights and weights[name].data_type == TensorProto.FLOAT
+
+    def converted(node: Node) -> list[Node]:
+        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        plain = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0, **settings}
+        if node.op_type == "Gemm" and float32(node.input[1]) and plain == LINEAR:
+            x, weight, *bias = node.input
+            (output,) = node.output
+            axis = constant("pointwise_axis", np.array([2]))
+            return [
+                helper.make_node("Unsqueeze", [x, axis], [f"{output}_wide"]),
+                helper.make_node("Conv", [f"{output}_wide", kernel(weight), *bias], [f"{output}_narrow"]),
+                helper.make_node("Squeeze", [f"{output}_narrow", axis], [output]),
+            ]
+        if node.op_type == "MatMul" and float32(node.input[0]) and len(weights[node.input[0]].dims) == 2:
+            # [N, K] times [B, K, T], the only product whose left side is a weight.
+            return [helper.make_node("Conv", [node.input[1], kernel(node.input[0])], list(node.output))]
+        return [node]
+
+    nodes = [new for node in list(result.graph.node) for new in converted(node)]
+    rebuild(result, nodes, weights, "pointwise")
+    return result
 
 
 def islands(graph: Any) -> set[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from streamtalk.manifest import Graph, Precision, sha256_of
@@ -18,6 +20,7 @@ from streamtalk_export.errors import ExportError
 from streamtalk_export.half import to_half
 
 OPSET = 18
+HALF = 0.5
 IR_VERSION = 10
 EXTERNAL_DATA_BYTES = 64 << 20
 """Weights above this go to a file beside the graph, which loaders can map instead of parse."""
@@ -69,6 +72,7 @@ def write_graph(
         raise ExportError(f"Tracing {path.name} gave no graph.")
     model = program.model_proto
     _anonymise(model)
+    _scale_last(model)
     _check(model, path.name)
     return save_graph(model, path, "fp32")
 
@@ -108,6 +112,31 @@ def _anonymise(model: onnx.ModelProto) -> None:
     for item in (*model.graph.value_info, *model.graph.initializer):
         del item.metadata_props[:]
         item.doc_string = ""
+
+
+def _scale_last(model: onnx.ModelProto) -> None:
+    """Write GELU as `x * (1 + erf(x / sqrt(2))) * 0.5`, the form that onnxruntime makes one kernel of; the tracer
+    halves the sum before it is multiplied by x. Halving is exact: nothing changes but subnormal numbers.
+    """
+    nodes = {output: node for node in model.graph.node for output in node.output}
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    halves = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if not tensor.dims and float(numpy_helper.to_array(tensor)) == HALF
+    }
+    for last in model.graph.node:
+        for x, halved in (last.input, reversed(last.input)) if last.op_type == "Mul" else ():
+            first = nodes.get(halved)
+            if first is None or first.op_type != "Mul" or readers[halved] > 1 or first.input[0] not in halves:
+                continue
+            half, added = first.input
+            above = nodes.get(added)
+            if above is None or above.op_type != "Add" or nodes[above.input[0]].op_type != "Erf":
+                continue
+            first.input[:] = [x, added]
+            last.input[:] = [halved, half]
+            break
 
 
 def _check(model: onnx.ModelProto, name: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from streamtalk.manifest import sha256_of
@@ -141,6 +143,20 @@ def test_contract_of_every_graph(golden: Golden, exported: Exported) -> None:
         assert graph.files == {file: sha256_of(driver.directory / file) for file in graph.files}
         static = all(isinstance(size, int) for tensor in graph.inputs for size in tensor.shape)
         assert static == (name != "audio_encoder_offline")
+
+
+def test_onnxruntime_makes_one_kernel_of_gelu(golden: Golden, exported: Exported, tmp_path: Path) -> None:
+    driver = exported(golden, "ddim")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    for name in ("audio_encoder", "vq_decoder"):
+        graph = driver.directory / f"{name}.onnx"
+        onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        before = [n.op_type for n in onnx.load(graph).graph.node]
+        after = [n.op_type for n in onnx.load(tmp_path / "optimised.onnx").graph.node]
+        assert "Erf" not in after
+        assert after.count("Gelu") + after.count("BiasGelu") == before.count("Erf") > 0
 
 
 def test_names_shapes_and_types(golden: Golden, exported: Exported) -> None:

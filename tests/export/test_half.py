@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from streamtalk.manifest import Manifest
 from streamtalk_export import half
-from streamtalk_export.half import hold_roundings, to_half
+from streamtalk_export.half import hold_roundings, to_convolutions, to_half
 from streamtalk_export.reduced_certificate import BOUNDS, certify_reduced
 from tests.export.golden import Array, Driver, Golden
 from tests.export.reduced import with_reduced
@@ -41,7 +42,7 @@ def products(model: onnx.ModelProto) -> dict[str, set[str]]:
                 if kinds.get(name) == TensorProto.FLOAT16:
                     found["half"].add(name)
                 elif kinds.get(name) == TensorProto.FLOAT:
-                    found["float"].add(name.removesuffix("_pointwise"))
+                    found["float"].add(name)
     return found
 
 
@@ -81,15 +82,48 @@ def test_normalisations_softmax_and_sums_are_float32(bundled: Path) -> None:
     assert all(kinds[n.output[0]] == TensorProto.FLOAT for n in adds)
 
 
-def test_no_float32_product_of_matrices_is_left(golden: Golden, exported: Exported, bundled: Path) -> None:
-    """TensorRT-RTX compiles none for Turing; float32 islands are convolutions."""
+def test_no_float32_product_of_matrices_is_left_for_turing(
+    golden: Golden, exported: Exported, bundled: Path
+) -> None:
+    """TensorRT-RTX compiles none there; float32 islands become convolutions."""
     for directory in (bundled, exported(golden, "ddim").directory):
         for name in ("audio_encoder", "condition_predictor", "diffusion_head", "vq_decoder", "frame"):
-            model = to_half(onnx.load(directory / f"{name}.onnx"))
+            model = to_convolutions(to_half(onnx.load(directory / f"{name}.onnx")))
             known = onnx.shape_inference.infer_shapes(model).graph
             kinds = {v.name: v.type.tensor_type.elem_type for v in (*known.value_info, *known.output)}
             left = [n for n in model.graph.node if n.op_type in ("Gemm", "MatMul")]
             assert all(kinds[n.output[0]] == TensorProto.FLOAT16 for n in left)
+
+
+def ran(model: onnx.ModelProto, seed: int = 0) -> list[Array]:
+    """Outputs for random inputs."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(seed)
+    feeds = {i.name: rng.standard_normal(i.shape).astype(np.float32) for i in session.get_inputs()}
+    outputs: list[Array] = session.run(None, feeds)
+    return outputs
+
+
+def test_convolutions_for_turing_are_the_same_sums(golden: Golden, exported: Exported) -> None:
+    model = to_half(onnx.load(exported(golden, "ddim").directory / "diffusion_head.onnx"))
+    wide = to_convolutions(model)
+    assert [n.op_type for n in wide.graph.node].count("Conv") == 2
+    for got, want in zip(ran(wide), ran(model), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_grouped_convolution_is_one_a_group() -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 6, 9])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 9, 10])
+    weights = np.random.default_rng(1).standard_normal((9, 2, 4)).astype(np.float32)
+    weights = weights.astype(np.float16).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], group=3, pads=[2, 2])
+    graph = helper.make_graph([node], "g", [x], [y], [numpy_helper.from_array(weights, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    halved = to_half(model)
+    assert [n.op_type for n in halved.graph.node].count("Conv") == 3
+    (got,), (want,) = ran(halved), ran(model)
+    np.testing.assert_allclose(got, want, atol=0.01)
 
 
 def test_the_boundary_is_unchanged(golden: Golden, exported: Exported) -> None:

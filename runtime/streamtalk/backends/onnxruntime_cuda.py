@@ -27,9 +27,14 @@ from streamtalk.manifest import AUDIO_ENCODER, FRAME, Graph, Manifest, graph_key
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
+FATAL = 4
+"""onnxruntime's least talkative level."""
 GRAPHS_FROM = (1, 31, 1)
 """The first release whose captured graphs were seen to keep what they read."""
-SEARCH = "HEURISTIC"
+SEARCHES = ("HEURISTIC", "EXHAUSTIVE", "DEFAULT")
+"""Which of cuDNN's lists of convolution kernels to take from, until one has something for every node: the first knows
+the fastest, the last is slow and has all. Of onnxruntime's releases that use cuDNN's frontend none is timed here.
+"""
 LIBRARIES = ("nvidia-cudnn", "nvidia-cublas", "nvidia-cuda-runtime")
 """Beginnings of the names of the packages whose kernels are run, besides onnxruntime's own."""
 
@@ -50,7 +55,9 @@ def load(directory: Path, manifest: Manifest) -> CudaBackend:
     encoder, frame = (CudaSession(runtime, directory, graph, driver) for graph in graphs)
     how = "" if captures(runtime.__version__) else ", kernel by kernel"
     description = f"onnxruntime {runtime.__version__}{how}, {precision}, {driver.description}"
-    fingerprint = "; ".join([description, driver.build, SEARCH, *libraries(), *(g.sha256 for g in graphs)])
+    fingerprint = "; ".join(
+        [description, driver.build, " ".join(SEARCHES), *libraries(), *(g.sha256 for g in graphs)]
+    )
     return CudaBackend(NAME, description, fingerprint, precision, driver, encoder, frame, manifest)
 
 
@@ -82,24 +89,24 @@ class CudaSession:
         self.numbers = itertools.count(1)
         for name, sha256 in graph.files.items():
             verified(directory, name, sha256)
+        self._path, self._searches, self._has_run = directory / graph.file, iter(SEARCHES), False
         try:
-            self._load(directory / graph.file)
+            self._load(next(self._searches))
         except BaseException:
             driver.discard([self.stream])
             raise
 
-    def _load(self, path: Path) -> None:
-        runtime, driver = self.runtime, self.driver
+    def _load(self, search: str) -> None:
+        runtime, driver, path = self.runtime, self.driver, self._path
         options = runtime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = FATAL
         provider = {
             "device_id": str(driver.device),
             "user_compute_stream": str(int(self.stream)),
             "enable_cuda_graph": str(int(captures(runtime.__version__))),
             # TF32 has float16's mantissa: left on, it would undo every float32 island.
             "use_tf32": "0",
-            # The default times all algorithms and takes another from one start to the next.
-            "cudnn_conv_algo_search": SEARCH,
+            "cudnn_conv_algo_search": search,
         }
         try:
             # In the driver's context, where a capture in another thread does not forbid to allocate. Without the
@@ -122,16 +129,33 @@ class CudaSession:
         compare(f"The outputs of {path}", want_outputs, tensors_of(self.session.get_outputs()))
 
     def bind(self, addresses: Mapping[str, int], stream: Handle) -> CudaSessionRun:
-        """Bind device addresses; the first runs allocate and capture."""
+        """Bind device addresses; the first runs allocate and capture. What cuDNN has no kernel for is found here."""
+        while True:
+            try:
+                run = self._bound(addresses, stream)
+            except BackendError:
+                search = None if self._has_run else next(self._searches, None)
+                if search is None:
+                    raise
+                self._load(search)
+            else:
+                self._has_run = True
+                return run
+
+    def _bound(self, addresses: Mapping[str, int], stream: Handle) -> CudaSessionRun:
         io = self.session.io_binding()
         for tensors, bound in ((self.graph.inputs, io.bind_input), (self.graph.outputs, io.bind_output)):
             for t in tensors:
                 bound(t.name, "cuda", self.driver.device, t.dtype, list(t.shape), addresses[t.name])
         run = CudaSessionRun(self, io, next(self.numbers))
-        # One to allocate, one to capture, one to replay: whatever fails does so here.
-        for _ in range(3):
-            run.enqueue(stream)
-        self.driver.drain(stream)
+        try:
+            # One to allocate, one to capture, one to replay: whatever fails does so here.
+            for _ in range(3):
+                run.enqueue(stream)
+            self.driver.drain(stream)
+        except BaseException:
+            run.close()
+            raise
         return run
 
 
@@ -190,6 +214,8 @@ def _onnxruntime() -> Any:
             f"{NAME} needs onnxruntime-gpu; installed is an onnxruntime without {PROVIDER}. Uninstall it first, "
             "then pip install 'streamtalk[gpu]': the two overwrite each other."
         )
+    # It would print every kernel that it tried in vain; what fails is raised, in its words.
+    onnxruntime.set_default_logger_severity(FATAL)
     if hasattr(onnxruntime, "preload_dlls"):
         with redirect_stdout(sys.stderr):  # where it says what it did not find
             onnxruntime.preload_dlls()  # CUDA and cuDNN as wheels, which no loader would find
