@@ -37,6 +37,8 @@ STOPS = frozenset(("LayerNormalization", "Softmax")) | PRODUCTS
 FED_BACK = frozenset(("latent", "latents_out"))
 """Outputs of the sampler. Its last products stay float32: a stream feeds them back for ever."""
 LARGEST = 65504.0
+SIDE_BY_SIDE = 16
+"""Taps of a convolution that are laid side by side at most: the memory they take."""
 LINEAR = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
 """Attributes of a Gemm that is a linear layer."""
 
@@ -85,6 +87,7 @@ class _Converter:
             if value.type.tensor_type.elem_type == TensorProto.FLOAT
         }
         self.floats = _tensors_of(model, TensorProto.FLOAT)
+        self.lengths = _lengths(model)
         self.outputs = {value.name for value in graph.output}
         self.nodes: list[Node] = []
         self.casts: dict[tuple[str, int], str] = {}
@@ -108,7 +111,7 @@ class _Converter:
                 self.types[half] = wanted
                 self.floats.add(half)
                 renamed.append((half, name))
-        self.nodes.extend(self._group_by_group(node) if wanted == TensorProto.FLOAT16 else [node])
+        self.nodes.extend(self._as_product(node, "half" if wanted == TensorProto.FLOAT16 else "float"))
         # Attention scores, which multiply no weight, do not count.
         weighted = node.op_type in PRODUCTS and any(name in self.weights for name in node.input)
         self.fresh = node.output[0] if weighted else ""
@@ -116,29 +119,73 @@ class _Converter:
             self.nodes.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
             self.types[name] = TensorProto.FLOAT
 
-    def _group_by_group(self, node: Node) -> list[Node]:
-        """A grouped convolution as one for each group, the same sums.
+    def _as_product(self, node: Node, kind: str) -> list[Node]:
+        """A convolution with steps of one as a product of matrices, where onnxruntime's cuDNN has nothing good for it:
+        float32 ones (180 us for the decoder's on an H200), and grouped ones in float16, of which its heuristics know
+        none as wide as HuBERT's (128 taps, 16 groups; seen with cuDNN 9.19).
 
-        cuDNN's heuristics have nothing for HuBERT's positional one in float16 (16 groups, 128 wide: seen with 9.19),
-        and what they fall back to takes the groups one after another on the plain cores.
+        The taps lie side by side; more than `SIDE_BY_SIDE` of them are summed in blocks of so many, whose sums are
+        shifted against each other.
         """
-        settings = {a.name: a for a in node.attribute}
-        groups = settings["group"].i if "group" in settings else 1
-        if node.op_type != "Conv" or groups == 1 or len(node.input) > 2:
+        if node.op_type != "Conv" or node.input[1].removesuffix("_half") not in self.weights:
             return [node]
-        x, weight = node.input
+        x, weight, *bias = node.input
+        kernels = numpy_helper.to_array(self.weights[weight])
+        settings: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        groups, pads = settings.get("group", 1), settings.get("pads", [0, 0])
+        length = self.lengths.get(x.removesuffix(f"_{kind}"))
+        plain = settings.get("strides", [1]) == [1] and settings.get("dilations", [1]) == [1]
+        wanted = groups == 1 if kind == "float" else groups > 1
+        if kernels.ndim != 3 or kernels.shape[2] == 1 or not (plain and wanted) or length is None:
+            return [node]
         (output,) = node.output
-        kernels = np.split(numpy_helper.to_array(self.weights[weight]), groups)
-        inputs = [f"{output}_in_{g}" for g in range(groups)]
-        outputs = [f"{output}_out_{g}" for g in range(groups)]
-        nodes = [helper.make_node("Split", [x], inputs, axis=1, num_outputs=groups)]
-        for g, kernel in enumerate(kernels):
-            own = f"{weight}_{g}"
-            self.weights[own] = numpy_helper.from_array(np.ascontiguousarray(kernel), own)
-            one = helper.make_node("Conv", [inputs[g], own], [outputs[g]])
-            one.attribute.extend(a for name, a in settings.items() if name != "group")
-            nodes.append(one)
-        return [*nodes, helper.make_node("Concat", outputs, [output], axis=1)]
+        outputs, channels, taps = len(kernels) // groups, kernels.shape[1], kernels.shape[2]
+        block, blocks = tap_blocks(taps)
+        padded = length + sum(pads)
+        made, sums = padded - taps + 1, padded - block + 1
+        nodes: list[Node] = []
+
+        def put(operator: str, *inputs: str, **given: Any) -> str:
+            name = f"{output}_{len(nodes)}"
+            nodes.append(helper.make_node(operator, list(inputs), [name], **given))
+            return name
+
+        def constant(name: str, values: Any, of: str = output) -> str:
+            name = f"{of}_{name}"
+            self.weights[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+            return name
+
+        def shaped(name: str, value: str, *sizes: int) -> str:
+            return put("Reshape", value, constant(name, np.array([-1, *sizes])))
+
+        value = x
+        if any(pads):
+            value = put("Pad", value, constant("pads", np.array([0, 0, pads[0], 0, 0, pads[1]])))
+        value = shaped("split", value, groups, channels, padded)
+        value = put("Transpose", value, perm=[0, 1, 3, 2])
+        value = put(
+            "Gather", value, constant("taps", np.add.outer(np.arange(sums), np.arange(block))), axis=2
+        )
+        value = shaped("rows", value, groups, sums, block * channels)
+        value = put("MatMul", value, constant("side_by_side", side_by_side(kernels, groups), weight))
+        if blocks > 1:
+            value = shaped("sums", value, groups, sums * blocks, outputs)
+            starts = np.add.outer(np.arange(made), block * np.arange(blocks)) * blocks + np.arange(blocks)
+            value = put("Gather", value, constant("starts", starts), axis=2)
+            value = put("ReduceSum", value, constant("blocks", np.array([3])), keepdims=0)
+        if bias:
+            value = put(
+                "Add",
+                value,
+                constant("bias", numpy_helper.to_array(self.weights[bias[0]]).reshape(groups, 1, -1)),
+            )
+        value = put("Transpose", value, perm=[0, 1, 3, 2])
+        return [
+            *nodes,
+            helper.make_node(
+                "Reshape", [value, constant("joined", np.array([-1, groups * outputs, made]))], [output]
+            ),
+        ]
 
     def _is_half(self, node: Node) -> bool:
         data = [name for name in node.input if name in self.floats and name not in self.weights]
@@ -167,6 +214,19 @@ class _Converter:
             self.floats.add(cast)
             self.types[cast] = wanted
         return self.casts[name, wanted]
+
+
+def tap_blocks(taps: int) -> tuple[int, int]:
+    """How many taps lie side by side, and how many blocks of them make a kernel of `taps`."""
+    whole = [n for n in range(1, SIDE_BY_SIDE + 1) if taps % n == 0]
+    return whole[-1], taps // whole[-1]
+
+
+def side_by_side(kernels: Any, groups: int) -> Any:
+    """Kernels [G O, C, taps] of a convolution as the right side of a product, [G, block C, blocks O]."""
+    block, blocks = tap_blocks(kernels.shape[2])
+    split = kernels.reshape(groups, -1, kernels.shape[1], blocks, block)
+    return split.transpose(0, 4, 2, 3, 1).reshape(groups, block * kernels.shape[1], -1)
 
 
 def to_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -199,6 +259,23 @@ def to_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
                 helper.make_node("Unsqueeze", [x, axis], [f"{output}_wide"]),
                 helper.make_node("Conv", [f"{output}_wide", kernel(weight), *bias], [f"{output}_narrow"]),
                 helper.make_node("Squeeze", [f"{output}_narrow", axis], [output]),
+            ]
+        if (
+            node.op_type == "MatMul"
+            and float32(node.input[1])
+            and list(weights[node.input[1]].dims[:-2]) == [1]
+        ):
+            # [B, 1, T, K] times [1, K, N], which `_as_product` makes.
+            x, weight = node.input
+            (output,) = node.output
+            kernel_name = constant(
+                f"{weight}_pointwise",
+                np.swapaxes(numpy_helper.to_array(weights[weight]), 1, 2)[0, :, :, None, None],
+            )
+            return [
+                helper.make_node("Transpose", [x], [f"{output}_wide"], perm=[0, 3, 1, 2]),
+                helper.make_node("Conv", [f"{output}_wide", kernel_name], [f"{output}_narrow"]),
+                helper.make_node("Transpose", [f"{output}_narrow"], [output], perm=[0, 2, 3, 1]),
             ]
         if node.op_type == "MatMul" and float32(node.input[0]) and len(weights[node.input[0]].dims) == 2:
             # [N, K] times [B, K, T], the only product whose left side is a weight.
@@ -265,6 +342,13 @@ def _tensors_of(model: onnx.ModelProto, kind: int) -> set[str]:
     values: Iterable[Any] = (*known.input, *known.output, *known.value_info)
     names = {v.name for v in values if v.type.tensor_type.elem_type == kind}
     return names | {t.name for t in model.graph.initializer if t.data_type == kind}
+
+
+def _lengths(model: onnx.ModelProto) -> dict[str, int]:
+    """The last axis of every tensor of three, where it is known."""
+    known = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    shapes = {v.name: v.type.tensor_type.shape.dim for v in (*known.input, *known.value_info)}
+    return {name: dims[2].dim_value for name, dims in shapes.items() if len(dims) == 3 and dims[2].dim_value}
 
 
 def _fits(tensor: onnx.TensorProto) -> bool:
