@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import onnx
@@ -38,6 +40,8 @@ HOPS = (1, 2, 4)
 HISTORIES = (30,)
 DECODE_WINDOWS = (8, 16)
 SCHEMA = 1
+BATCH = re.compile(r"(?:batch-(\d+))?")
+"""Variants of rows that a prediction is compared with: the default, and more voices."""
 GPU_SYSTEMS = tuple(name for name in available() if not name.endswith("cpu"))
 
 
@@ -151,28 +155,36 @@ def _check(budget: Budget, graphs: dict[str, tuple[Path, Count]], measure: bool)
         budget.calibration, budget.checks = check(graphs)
 
 
-def compare(budget: Budget, path: Path, device: str) -> None:
-    """Put what `benchmarks.latency --json` measured on `device` beside the predictions. Raises UsageError."""
-    known = {p.device: p for p in budget.predictions if p.setup == budget.setup}
-    if device not in known:
-        raise UsageError(f"--device {device}: there are {', '.join(known)}.")
-    p = known[device]
-    stages = {"audio_encoder": p.encoder_ms, "frame": p.frame_ms, "total": p.mean_ms}
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        found = [
-            Check(f"{row['stage']} ({row['system']})", stages[row["stage"]], row["p50_ms"])
-            for row in rows
-            if row["preset"] == budget.name and row["system"] in GPU_SYSTEMS and row["stage"] in stages
-            if not row["variant"] and not row["extrapolated"]
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"--measured {path} is not what benchmarks.latency --json writes.") from error
-    if not found:
-        raise UsageError(
-            f"--measured {path} has no rows of {budget.name} on a GPU ({', '.join(GPU_SYSTEMS)})."
-        )
-    budget.device, budget.device_checks = device, found
+def compare(budgets: Sequence[Budget], paths: Iterable[Path], device: str) -> None:
+    """Put what `benchmarks.gpu --json` measured on `device` beside the predictions for the same batch. Raises
+    UsageError.
+    """
+    if device not in (names := [d.name for d in catalogue().devices]):
+        raise UsageError(f"--device {device}: there are {', '.join(names)}.")
+    for path in paths:
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+            for budget in budgets:
+                found = [*_checks_of(budget, rows, device)]
+                budget.device, budget.device_checks = device, [*budget.device_checks, *found]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"--measured {path} is not what benchmarks.gpu --json writes.") from error
+    if not any(budget.device_checks for budget in budgets):
+        models = ", ".join(budget.name for budget in budgets)
+        raise UsageError(f"--measured has no rows of {models} on a GPU ({', '.join(GPU_SYSTEMS)}).")
+
+
+def _checks_of(budget: Budget, rows: Iterable[dict[str, Any]], device: str) -> Iterator[Check]:
+    known = {p.setup: p for p in budget.predictions if p.device == device}
+    for row in rows:
+        batch = BATCH.fullmatch(row["variant"])
+        if row["preset"] != budget.name or row["system"] not in GPU_SYSTEMS or not batch:
+            continue
+        predicted = known.get(replace(budget.setup, batch=int(batch[1] or 1)))
+        stages = {"audio_encoder": predicted.encoder_ms, "frame": predicted.frame_ms} if predicted else {}
+        if row["stage"] in stages:
+            label = f"{row['stage']}, batch {batch[1] or 1} ({row['system']})"
+            yield Check(label, stages[row["stage"]], row["p50_ms"])
 
 
 def document(budgets: Sequence[Budget]) -> dict[str, object]:
@@ -235,8 +247,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(
         "--measured",
         type=Path,
+        nargs="+",
         metavar="FILE",
-        help="what benchmarks.latency --json measured on --device, to compare",
+        help="what benchmarks.gpu --json measured on --device, to compare",
     )
     add("--device", metavar="NAME", help="of --measured, as in the tables")
     add("--json", type=Path, metavar="FILE", help="all figures")
@@ -262,8 +275,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             budgets = [of_engine(arguments.engine, arguments.batch or (), measure)]
         if bool(arguments.measured) != bool(arguments.device):
             raise UsageError("--measured and --device go together.")
-        for budget in budgets if arguments.measured else ():
-            compare(budget, arguments.measured, arguments.device)
+        if arguments.measured:
+            compare(budgets, arguments.measured, arguments.device)
         text = markdown(budgets, catalogue(), " ".join(sys.argv[1:] if argv is None else argv))
         print(text)
         if arguments.json:

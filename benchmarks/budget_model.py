@@ -34,6 +34,7 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     memory_gb_s: float
     launch_us: float
     host_us: float
+    fp32_clock_ghz: float | None = None
 
     @property
     def roof(self) -> Roof:

@@ -28,6 +28,11 @@ a headroom between 1 and {SAFE:g} is no promise ("tight"); below 1 it is missed.
 """
 
 
+UNFUSED = """A prediction joins pointwise operators to the kernel before them, as TensorRT does; onnxruntime runs most
+of them as kernels of their own, each with its own traffic and start.
+"""
+
+
 class Budget(Protocol):
     """What is shown of a model."""
 
@@ -162,9 +167,9 @@ def _checks(budget: Budget) -> list[str]:
             _errors(budget.checks),
         ]
     if budget.device_checks:
-        parts += [f"### Checked on {budget.device}\n", _errors(budget.device_checks)]
+        parts += [f"### Checked on {budget.device}\n", UNFUSED, _errors(budget.device_checks)]
     else:
-        parts += ["No GPU was at hand: the error on one is not known.\n"]
+        parts += ["Not checked on a GPU: the error on one is not known.\n"]
     return parts
 
 

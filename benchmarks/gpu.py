@@ -29,7 +29,7 @@ import torch
 from benchmarks.gpu_runs import IN_FLIGHT, SEED, StageRun, hops, opened, profiled, stage_engine, steps, turns
 from benchmarks.latency_rows import RELEASED, Row, hardware, summary, table, versions
 from benchmarks.latency_runs import streamed
-from benchmarks.latency_subject import CACHE, FAILURES, complain, exported, speech
+from benchmarks.latency_subject import CACHE, FAILURES, complain, exported, settings_of, speech
 from benchmarks.latency_targets import Target
 from benchmarks.latency_targets import table as targets_table
 from benchmarks.released import Released, Seconds, timed
@@ -71,6 +71,7 @@ class Result:
     launches: list[dict[str, Any]] = field(default_factory=list)
     """CUDA calls and device work of one hop, encoder included, and of one frame."""
     settings: dict[str, Any] = field(default_factory=dict)
+    """What every figure of a preset depends on."""
     skipped: dict[str, str] = field(default_factory=dict)
     gpu: str = ""
 
@@ -139,6 +140,7 @@ def loaded(
             continue
         backend = talker.choice.backend
         assert isinstance(backend, CudaBackend)
+        result.settings.setdefault(label.partition(",")[0], settings_of(talker.manifest))
         result.parity.append(
             {
                 "model": label,

@@ -52,6 +52,7 @@ from benchmarks.latency_subject import (
     baseline,
     check_parity,
     complain,
+    settings_of,
     speech,
     subject,
 )
@@ -60,7 +61,6 @@ from benchmarks.latency_targets import targets
 from benchmarks.released import Released, Seconds
 from streamtalk import StreamTalkError, Talker, UsageError
 from streamtalk.backends import Options, available
-from streamtalk.manifest import Manifest
 
 PRESETS = ("bundled", "vocaset", "biwi")
 SECONDS = (3.0, 9.0, 15.0, 21.0, 27.0, 60.0, 600.0, 3600.0)
@@ -273,19 +273,6 @@ def added(earlier: Document, document: Document) -> Document:
         "rows": kept("rows", lambda row: str(row["preset"])),
         "histograms": kept("histograms", lambda histogram: str(histogram["preset"])),
         "targets": kept("targets", lambda target: str(target["name"]).partition(":")[0]),
-    }
-
-
-def settings_of(m: Manifest) -> dict[str, object]:
-    """What every figure of a model depends on."""
-    return {
-        "hop": m.hop,
-        "context_s": m.context_samples / m.sample_rate,
-        "history": m.history,
-        "decode_window": m.decode_window,
-        "steps": m.steps,
-        "delay_s": (m.window_samples - m.context_samples) / m.sample_rate,
-        "fps": m.fps,
     }
 
 

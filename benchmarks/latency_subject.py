@@ -94,6 +94,19 @@ def _key(preset: str, options: Sequence[str]) -> str:
     return hashlib.sha256(" ".join([*hashes, *options]).encode()).hexdigest()[:8]
 
 
+def settings_of(m: Manifest) -> dict[str, object]:
+    """What every figure of a model depends on."""
+    return {
+        "hop": m.hop,
+        "context_s": m.context_samples / m.sample_rate,
+        "history": m.history,
+        "decode_window": m.decode_window,
+        "steps": m.steps,
+        "delay_s": (m.window_samples - m.context_samples) / m.sample_rate,
+        "fps": m.fps,
+    }
+
+
 def speech(seconds: float) -> npt.NDArray[np.float32]:
     """The demo clip again and again: [n] at 16 kHz."""
     pcm = np.concatenate(list(read_mono(BUNDLED / "demo.wav", 16000, 1.0)))

@@ -1,5 +1,5 @@
-"""The README's figures from the committed results: `python -m benchmarks.readme` rewrites what lies between its
-markers; `--check` exits with 1 where it would.
+"""The figures of README.md and docs/gpu.md from the committed results: `python -m benchmarks.readme` rewrites what lies
+between their markers; `--check` exits with 1 where it would.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import gpu_page
 from benchmarks.latency_rows import CPU, INT8, OFFLINE, ONE_THREAD, RELEASED, Document
 from benchmarks.latency_targets import Target
 from benchmarks.latency_targets import table as targets_table
@@ -19,7 +20,8 @@ from benchmarks.latency_targets import table as targets_table
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
 RESULT = HERE / "results" / "latency.json"
-BETWEEN = re.compile(r"(<!-- latency -->\n).*(<!-- end of latency -->)", re.DOTALL)
+GPU_PAGE = HERE.parent / "docs" / "gpu.md"
+GPU_RESULTS = tuple(HERE / "results" / f"gpu-h200-{preset}.json" for preset in ("vocaset", "biwi"))
 SHOWN_S = (3.0, 9.0, 27.0, 60.0, 600.0, 3600.0)
 SYSTEMS = (CPU, RELEASED, OFFLINE)
 
@@ -104,12 +106,20 @@ def _ms(row: dict[str, Any], key: str) -> str:
     return figure + "*" if row["extrapolated"] else figure
 
 
-def written(readme: str, document: Document) -> str:
-    """`readme` with the figures in their place. Raises ValueError where the markers are missing."""
-    made, count = BETWEEN.subn(lambda match: match[1] + section(document) + match[2], readme)
+def written(page: str, name: str, text: str) -> str:
+    """`page` with `text` between its markers `name`. Raises ValueError where they are missing."""
+    between = re.compile(rf"(<!-- {name} -->\n).*(<!-- end of {name} -->)", re.DOTALL)
+    made, count = between.subn(lambda match: match[1] + text + match[2], page)
     if count != 1:
-        raise ValueError("README.md needs one <!-- latency --> and one <!-- end of latency -->")
+        raise ValueError(f"the page needs one <!-- {name} --> and one <!-- end of {name} -->")
     return made
+
+
+def pages() -> list[tuple[Path, str, str]]:
+    """What is written: the page, the name of its markers, the text between them."""
+    gpu = gpu_page.section([json.loads(path.read_text(encoding="utf-8")) for path in GPU_RESULTS])
+    latency = section(json.loads(RESULT.read_text(encoding="utf-8")))
+    return [(README, "latency", latency), (GPU_PAGE, "measured", gpu)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,12 +127,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args(arguments)
-    before = README.read_text(encoding="utf-8")
-    after = written(before, json.loads(RESULT.read_text(encoding="utf-8")))
-    if options.check:
-        return int(after != before)
-    README.write_text(after, encoding="utf-8")
-    return 0
+    changed = False
+    for path, name, text in pages():
+        before = path.read_text(encoding="utf-8")
+        after = written(before, name, text)
+        changed |= after != before
+        if not options.check:
+            path.write_text(after, encoding="utf-8")
+    return int(changed and options.check)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from streamtalk_export.half import LINEAR, islands, rebuild
+from streamtalk_export.convolutions import is_linear
+from streamtalk_export.half import islands, rebuild
 
 GRAPHS = ("condition_predictor", "diffusion_head", "vq_decoder", "frame")
 """What is written in 8 bits."""
@@ -59,8 +60,7 @@ class _Converter:
 
     def large_product(self, node: Node) -> bool:
         """Whether `node` is a linear layer or a MatMul by a matrix that is large enough."""
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if node.op_type != "MatMul" and not (node.op_type == "Gemm" and attributes == LINEAR):
+        if node.op_type != "MatMul" and not is_linear(node):
             return False
         weight = self.weights.get(node.input[1])
         return weight is not None and len(weight.dims) == 2 and int(np.prod(weight.dims)) >= SMALLEST

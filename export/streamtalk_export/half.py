@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from streamtalk_export.convolutions import Node, as_convolution, as_product
 from streamtalk_export.errors import ExportError
 
 PRODUCTS = frozenset(("Gemm", "MatMul", "Conv"))
@@ -37,13 +38,6 @@ STOPS = frozenset(("LayerNormalization", "Softmax")) | PRODUCTS
 FED_BACK = frozenset(("latent", "latents_out"))
 """Outputs of the sampler. Its last products stay float32: a stream feeds them back for ever."""
 LARGEST = 65504.0
-SIDE_BY_SIDE = 16
-"""Taps of a convolution that are laid side by side at most: the memory they take."""
-LINEAR = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
-"""Attributes of a Gemm that is a linear layer."""
-
-Node = Any
-"""An onnx.NodeProto."""
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -111,7 +105,7 @@ class _Converter:
                 self.types[half] = wanted
                 self.floats.add(half)
                 renamed.append((half, name))
-        self.nodes.extend(self._as_product(node, "half" if wanted == TensorProto.FLOAT16 else "float"))
+        self.nodes.extend(self._written(node, wanted))
         # Attention scores, which multiply no weight, do not count.
         weighted = node.op_type in PRODUCTS and any(name in self.weights for name in node.input)
         self.fresh = node.output[0] if weighted else ""
@@ -119,73 +113,19 @@ class _Converter:
             self.nodes.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
             self.types[name] = TensorProto.FLOAT
 
-    def _as_product(self, node: Node, kind: str) -> list[Node]:
-        """A convolution with steps of one as a product of matrices, where onnxruntime's cuDNN has nothing good for it:
-        float32 ones (180 us for the decoder's on an H200), and grouped ones in float16, of which its heuristics know
-        none as wide as HuBERT's (128 taps, 16 groups; seen with cuDNN 9.19).
+    def _written(self, node: Node, wanted: int) -> list[Node]:
+        """The node; a convolution for which onnxruntime's cuDNN has nothing good as a product of matrices.
 
-        The taps lie side by side; more than `SIDE_BY_SIDE` of them are summed in blocks of so many, whose sums are
-        shifted against each other.
+        Those are float32 ones (180 us for the decoder's on an H200), and grouped ones in float16, of which its
+        heuristics know none as wide as HuBERT's (128 taps, 16 groups; seen with cuDNN 9.19).
         """
-        if node.op_type != "Conv" or node.input[1].removesuffix("_half") not in self.weights:
+        if node.op_type != "Conv" or node.input[1] not in self.weights:
             return [node]
-        x, weight, *bias = node.input
-        kernels = numpy_helper.to_array(self.weights[weight])
-        settings: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        groups, pads = settings.get("group", 1), settings.get("pads", [0, 0])
-        length = self.lengths.get(x.removesuffix(f"_{kind}"))
-        plain = settings.get("strides", [1]) == [1] and settings.get("dilations", [1]) == [1]
-        wanted = groups == 1 if kind == "float" else groups > 1
-        if kernels.ndim != 3 or kernels.shape[2] == 1 or not (plain and wanted) or length is None:
+        grouped = any(a.name == "group" and a.i > 1 for a in node.attribute)
+        length = self.lengths.get(node.input[0].removesuffix("_float").removesuffix("_half"))
+        if length is None or grouped != (wanted == TensorProto.FLOAT16):
             return [node]
-        (output,) = node.output
-        outputs, channels, taps = len(kernels) // groups, kernels.shape[1], kernels.shape[2]
-        block, blocks = tap_blocks(taps)
-        padded = length + sum(pads)
-        made, sums = padded - taps + 1, padded - block + 1
-        nodes: list[Node] = []
-
-        def put(operator: str, *inputs: str, **given: Any) -> str:
-            name = f"{output}_{len(nodes)}"
-            nodes.append(helper.make_node(operator, list(inputs), [name], **given))
-            return name
-
-        def constant(name: str, values: Any, of: str = output) -> str:
-            name = f"{of}_{name}"
-            self.weights[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
-            return name
-
-        def shaped(name: str, value: str, *sizes: int) -> str:
-            return put("Reshape", value, constant(name, np.array([-1, *sizes])))
-
-        value = x
-        if any(pads):
-            value = put("Pad", value, constant("pads", np.array([0, 0, pads[0], 0, 0, pads[1]])))
-        value = shaped("split", value, groups, channels, padded)
-        value = put("Transpose", value, perm=[0, 1, 3, 2])
-        value = put(
-            "Gather", value, constant("taps", np.add.outer(np.arange(sums), np.arange(block))), axis=2
-        )
-        value = shaped("rows", value, groups, sums, block * channels)
-        value = put("MatMul", value, constant("side_by_side", side_by_side(kernels, groups), weight))
-        if blocks > 1:
-            value = shaped("sums", value, groups, sums * blocks, outputs)
-            starts = np.add.outer(np.arange(made), block * np.arange(blocks)) * blocks + np.arange(blocks)
-            value = put("Gather", value, constant("starts", starts), axis=2)
-            value = put("ReduceSum", value, constant("blocks", np.array([3])), keepdims=0)
-        if bias:
-            value = put(
-                "Add",
-                value,
-                constant("bias", numpy_helper.to_array(self.weights[bias[0]]).reshape(groups, 1, -1)),
-            )
-        value = put("Transpose", value, perm=[0, 1, 3, 2])
-        return [
-            *nodes,
-            helper.make_node(
-                "Reshape", [value, constant("joined", np.array([-1, groups * outputs, made]))], [output]
-            ),
-        ]
+        return as_product(node, self.weights, length)
 
     def _is_half(self, node: Node) -> bool:
         data = [name for name in node.input if name in self.floats and name not in self.weights]
@@ -216,19 +156,6 @@ class _Converter:
         return self.casts[name, wanted]
 
 
-def tap_blocks(taps: int) -> tuple[int, int]:
-    """How many taps lie side by side, and how many blocks of them make a kernel of `taps`."""
-    whole = [n for n in range(1, SIDE_BY_SIDE + 1) if taps % n == 0]
-    return whole[-1], taps // whole[-1]
-
-
-def side_by_side(kernels: Any, groups: int) -> Any:
-    """Kernels [G O, C, taps] of a convolution as the right side of a product, [G, block C, blocks O]."""
-    block, blocks = tap_blocks(kernels.shape[2])
-    split = kernels.reshape(groups, -1, kernels.shape[1], blocks, block)
-    return split.transpose(0, 4, 2, 3, 1).reshape(groups, block * kernels.shape[1], -1)
-
-
 def to_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy whose float32 products with a weight are convolutions of width 1, the same sums.
 
@@ -237,52 +164,7 @@ def to_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     weights = {tensor.name: tensor for tensor in result.graph.initializer}
-
-    def constant(name: str, values: Any) -> str:
-        weights.setdefault(name, numpy_helper.from_array(values, name))
-        return name
-
-    def kernel(name: str) -> str:
-        return constant(f"{name}_pointwise", numpy_helper.to_array(weights[name])[:, :, None])
-
-    def float32(name: str) -> bool:
-        return name in weights and weights[name].data_type == TensorProto.FLOAT
-
-    def converted(node: Node) -> list[Node]:
-        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        plain = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0, **settings}
-        if node.op_type == "Gemm" and float32(node.input[1]) and plain == LINEAR:
-            x, weight, *bias = node.input
-            (output,) = node.output
-            axis = constant("pointwise_axis", np.array([2]))
-            return [
-                helper.make_node("Unsqueeze", [x, axis], [f"{output}_wide"]),
-                helper.make_node("Conv", [f"{output}_wide", kernel(weight), *bias], [f"{output}_narrow"]),
-                helper.make_node("Squeeze", [f"{output}_narrow", axis], [output]),
-            ]
-        if (
-            node.op_type == "MatMul"
-            and float32(node.input[1])
-            and list(weights[node.input[1]].dims[:-2]) == [1]
-        ):
-            # [B, 1, T, K] times [1, K, N], which `_as_product` makes.
-            x, weight = node.input
-            (output,) = node.output
-            kernel_name = constant(
-                f"{weight}_pointwise",
-                np.swapaxes(numpy_helper.to_array(weights[weight]), 1, 2)[0, :, :, None, None],
-            )
-            return [
-                helper.make_node("Transpose", [x], [f"{output}_wide"], perm=[0, 3, 1, 2]),
-                helper.make_node("Conv", [f"{output}_wide", kernel_name], [f"{output}_narrow"]),
-                helper.make_node("Transpose", [f"{output}_narrow"], [output], perm=[0, 2, 3, 1]),
-            ]
-        if node.op_type == "MatMul" and float32(node.input[0]) and len(weights[node.input[0]].dims) == 2:
-            # [N, K] times [B, K, T], the only product whose left side is a weight.
-            return [helper.make_node("Conv", [node.input[1], kernel(node.input[0])], list(node.output))]
-        return [node]
-
-    nodes = [new for node in list(result.graph.node) for new in converted(node)]
+    nodes = [new for node in list(result.graph.node) for new in as_convolution(node, weights)]
     rebuild(result, nodes, weights, "pointwise")
     return result
 

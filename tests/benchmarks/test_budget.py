@@ -237,6 +237,7 @@ def test_devices_are_what_their_data_sheets_say() -> None:
         "ada": 512,
         "blackwell": 512,
         "l4": 1024,
+        "hopper": 4096,
         "orin-nano": 2048,
         "orin": 2048,
         "thor": 8192,
@@ -245,7 +246,7 @@ def test_devices_are_what_their_data_sheets_say() -> None:
         assert d.source in catalogue().sources
         assert "https://" in catalogue().sources[d.source]
         assert d.fp16_tflops == pytest.approx(d.sms * d.clock_ghz * rates[d.source] / 1e3, rel=0.01)
-        assert d.fp32_tflops == pytest.approx(d.sms * d.clock_ghz * 256 / 1e3, rel=0.01)
+        assert d.fp32_tflops == pytest.approx(d.sms * (d.fp32_clock_ghz or d.clock_ghz) * 256 / 1e3, rel=0.01)
         assert d.roof.half_flops == pytest.approx(COMPUTE_SHARE * d.fp16_tflops * 1e12)
         assert d.roof.bytes == pytest.approx(MEMORY_SHARE * d.memory_gb_s * 1e9)
 
@@ -320,12 +321,14 @@ def test_what_a_gpu_took_stands_beside_its_prediction(
         {**row, "variant": "hop 4"},
         {**row, "stage": "vq_decoder"},
     ]
-    (tmp_path / "m.json").write_text(json.dumps({"rows": [*others, row]}))
+    voices = {**row, "variant": "batch-4", "p50_ms": 0.06}
+    (tmp_path / "m.json").write_text(json.dumps({"rows": [*others, row, voices]}))
     files = ["--measured", str(tmp_path / "m.json"), "--json", str(tmp_path / "a.json")]
     assert main(["--engine", str(engine), "--no-measure", "--device", "RTX 4090", *files]) == 0
     (toy,) = json.loads((tmp_path / "a.json").read_text())["models"]
-    (found,) = toy["device_checks"]
-    assert found["measured_ms"] == 0.05
+    found, more = toy["device_checks"]
+    assert (found["measured_ms"], more["measured_ms"]) == (0.05, 0.06)
+    assert "batch 4" in more["graph"]
     assert found["error"] == pytest.approx(found["predicted_ms"] / 0.05 - 1)
     assert "### Checked on RTX 4090" in capsys.readouterr().out
     assert main(["--engine", str(engine), "--no-measure", "--device", "abacus", *files]) == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import guard, history, readme
+from benchmarks import gpu_page, guard, history, readme
 from benchmarks.guard import LEAST_SPEEDUP, MOST_RUNTIME, Ratios
 
 FINE = Ratios(2 * LEAST_SPEEDUP, 1.1, 2.0)
@@ -56,12 +56,16 @@ def test_the_readme_says_what_was_measured() -> None:
     assert readme.main(["--check"]) == 0, "run python -m benchmarks.readme"
 
 
-def test_a_readme_with_other_figures_is_found() -> None:
+def test_pages_with_other_figures_are_found() -> None:
     document = json.loads(readme.RESULT.read_text())
-    text = readme.README.read_text()
     for row in document["rows"]:
         if row["stage"] == "total" and row["audio_s"] == 9.0:
             row["p99_ms"] += 1.0
-    assert readme.written(text, document) != text
+    text = readme.README.read_text()
+    assert readme.written(text, "latency", readme.section(document)) != text
+    documents = [json.loads(path.read_text()) for path in readme.GPU_RESULTS]
+    documents[1]["rows"][0]["p50_ms"] += 1.0
+    text = readme.GPU_PAGE.read_text()
+    assert readme.written(text, "measured", gpu_page.section(documents)) != text
     with pytest.raises(ValueError, match="latency"):
-        readme.written("no markers", document)
+        readme.written("no markers", "latency", "")

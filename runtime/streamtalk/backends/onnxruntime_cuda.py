@@ -33,7 +33,8 @@ GRAPHS_FROM = (1, 31, 1)
 """The first release whose captured graphs were seen to keep what they read."""
 SEARCHES = ("HEURISTIC", "EXHAUSTIVE", "DEFAULT")
 """Which of cuDNN's lists of convolution kernels to take from, until one has something for every node: the first knows
-the fastest, the last is slow and has all. Of onnxruntime's releases that use cuDNN's frontend none is timed here.
+the fastest, the last is slow and has all. What works with none of them is tried once more without a captured graph:
+a batch of 512 at full size could not be captured (onnxruntime 1.31, H200).
 """
 LIBRARIES = ("nvidia-cudnn", "nvidia-cublas", "nvidia-cuda-runtime")
 """Beginnings of the names of the packages whose kernels are run, besides onnxruntime's own."""
@@ -89,21 +90,23 @@ class CudaSession:
         self.numbers = itertools.count(1)
         for name, sha256 in graph.files.items():
             verified(directory, name, sha256)
-        self._path, self._searches, self._has_run = directory / graph.file, iter(SEARCHES), False
+        self._path, self._has_run = directory / graph.file, False
+        capturing = captures(runtime.__version__)
+        self._settings = iter([*((search, capturing) for search in SEARCHES), (SEARCHES[0], False)])
         try:
-            self._load(next(self._searches))
+            self._load(*next(self._settings))
         except BaseException:
             driver.discard([self.stream])
             raise
 
-    def _load(self, search: str) -> None:
+    def _load(self, search: str, capturing: bool) -> None:
         runtime, driver, path = self.runtime, self.driver, self._path
         options = runtime.SessionOptions()
         options.log_severity_level = FATAL
         provider = {
             "device_id": str(driver.device),
             "user_compute_stream": str(int(self.stream)),
-            "enable_cuda_graph": str(int(captures(runtime.__version__))),
+            "enable_cuda_graph": str(int(capturing)),
             # TF32 has float16's mantissa: left on, it would undo every float32 island.
             "use_tf32": "0",
             "cudnn_conv_algo_search": search,
@@ -134,10 +137,10 @@ class CudaSession:
             try:
                 run = self._bound(addresses, stream)
             except BackendError:
-                search = None if self._has_run else next(self._searches, None)
-                if search is None:
+                settings = None if self._has_run else next(self._settings, None)
+                if settings is None:
                     raise
-                self._load(search)
+                self._load(*settings)
             else:
                 self._has_run = True
                 return run

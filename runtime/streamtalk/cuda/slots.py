@@ -87,8 +87,8 @@ class CudaSlots:
         with driver.current():
             # The last upload must have left the pinned block.
             driver.synchronize(self._heard)
-            np.copyto(self._pinned_pcm, self.pcm, where=due[:, None])
             for first, last in runs(due):
+                self._pinned_pcm[first:last] = self.pcm[first:last]  # `where` would take 7 times as long
                 driver.upload(
                     device["pcm"] + first * row,
                     self._pinned_pcm_bytes[first * row : last * row],

@@ -17,12 +17,13 @@ from tests.runtime.toy import Toy
 
 
 class Runtime:
-    """Loads any graph; runs fail while the search is one of `lacking`."""
+    """Loads any graph; runs fail where the search is one of `lacking`, and all captured ones without `graphs`."""
 
     __version__ = "1.31.1"
 
-    def __init__(self, lacking: tuple[str, ...] = ()) -> None:
-        self.lacking, self.searched = lacking, list[str]()
+    def __init__(self, lacking: tuple[str, ...] = (), graphs: bool = True) -> None:
+        self.lacking, self.graphs = lacking, graphs
+        self.searched, self.captured = list[str](), list[bool]()
 
     def SessionOptions(self) -> Any:  # noqa: N802 (onnxruntime's name)
         return SimpleNamespace()
@@ -34,10 +35,11 @@ class Runtime:
         del path, options
         ((_, settings),) = given["providers"]
         self.searched.append(settings["cudnn_conv_algo_search"])
-        search = self.searched[-1]
+        self.captured.append(settings["enable_cuda_graph"] == "1")
+        search, captured = self.searched[-1], self.captured[-1]
 
         def run(*_: Any) -> None:
-            if search in self.lacking:
+            if search in self.lacking or (captured and not self.graphs):
                 raise RuntimeError("no valid engine configs")
 
         binding = SimpleNamespace(bind_input=lambda *_: None, bind_output=lambda *_: None)
@@ -83,6 +85,15 @@ def test_a_list_without_a_kernel_gives_way_to_the_next(opened: Any) -> None:
         bind()
         bind()
     assert runtime.searched == list(SEARCHES)
+
+
+def test_what_cannot_be_captured_runs_kernel_by_kernel(opened: Any) -> None:
+    runtime = Runtime(graphs=False)
+    _, bind, driver = opened(runtime)
+    with driver.current():
+        bind()
+    assert runtime.captured == [True, True, True, False]
+    assert runtime.searched[-1] == SEARCHES[0]
 
 
 def test_what_no_list_can_run_is_said_and_nothing_is_left(opened: Any) -> None:

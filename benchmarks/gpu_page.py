@@ -1,0 +1,124 @@
+"""What `benchmarks.gpu` measured, as markdown for docs/gpu.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from benchmarks.latency_rows import RELEASED, Document
+from benchmarks.latency_targets import Target
+from benchmarks.latency_targets import table as targets_table
+
+FIRST, LAST = "frame-0", "frame-269"
+"""Frames of the released streaming path that are shown."""
+
+
+class Preset:
+    """The rows of one preset on one of our backends, beside the release's."""
+
+    def __init__(self, name: str, system: str, document: Document) -> None:
+        self.name, self.system = name, system
+        rows = [row for row in document["rows"] if row["preset"] == name]
+        self._rows = {(r["system"], r["variant"], r["stage"], r["audio_s"] > 0): r for r in rows}
+        self.batches = sorted(
+            int(r["variant"].removeprefix("batch-"))
+            for r in rows
+            if r["system"] == system
+            and r["stage"] == "frame"
+            and r["variant"].removeprefix("batch-").isdigit()
+        )
+        self._parity = {p["model"]: p for p in document["parity"] if p["backend"] == system}
+        self._launches = {
+            item["of"]: item["calls"]
+            for item in document["launches"]
+            if (item["model"], item["backend"]) == (name, system)
+        }
+
+    def row(self, variant: str, stage: str, system: str = "", long: bool = False) -> dict[str, Any] | None:
+        """One row, None where it was not measured."""
+        return self._rows.get((system or self.system, variant, stage, long))
+
+    def one_voice(self) -> Iterator[tuple[str, str]]:
+        """What is said of a single stream, and the figure."""
+        yield "a frame", _ms(self.row("", "frame"))
+        yield "a frame that stays on the device", _ms(self.row("resident", "frame"))
+        yield "a run of the audio encoder", _ms(self.row("", "audio_encoder"))
+        yield "a hop's first frame, encoder and all", _ms(self.row("hop-start", "frame"))
+        yield "a frame whose head takes its steps one by one", _ms(self.row("no-fold", "frame"))
+        whole = self.row("", "total", long=True)
+        if whole:
+            minutes = f"{whole['audio_s'] / 60:g} min of audio: {whole['late']} of {whole['frames']} late"
+            yield "a frame of a stream, encoder amortised", f"{_ms(whole)}; {minutes}"
+        for variant, said in ((FIRST, "first frame"), (LAST, "frame 269")):
+            yield f"eager PyTorch, {said}", _ms(self.row(variant, "frame", RELEASED))
+        own, released = self.row("", "frame"), self.row(FIRST, "frame", RELEASED)
+        if own and released:
+            yield "its first frame against ours", f"{released['p50_ms'] / own['p50_ms']:.1f} times"
+        calls = self._launches.get("a frame", {})
+        if calls:
+            launches = sum(n for name, n in calls.items() if name.startswith("cudaGraphLaunch"))
+            copies = sum(n for name, n in calls.items() if name.startswith("cudaMemcpy"))
+            kernels = calls.get("on the device: kernels", 0)
+            yield "a frame's graph launches, copies, kernels", f"{launches}, {copies}, {kernels}"
+        parity = self._parity.get(f"{self.name}, batch 1")
+        if parity:
+            shares = [100 * parity[key] / parity[f"allowed_{key}"] for key in ("p99", "max")]
+            yield "the probe's error, of what is allowed", " and ".join(f"{share:.0f} %" for share in shares)
+
+    def voices(self) -> Iterator[list[str]]:
+        """A table row for each batch."""
+        for batch in self.batches:
+            variant = f"batch-{batch}"
+            cells = [
+                self.name,
+                str(batch),
+                _ms(self.row(variant, "frame")),
+                _ms(self.row(variant, "audio_encoder")),
+            ]
+            for steps in ("step", "step-staggered"):
+                row = self.row(f"{variant}-{steps}", "total")
+                cells.append(f"{batch / row['rtf']:.0f}" if row and row["rtf"] else "")
+            yield cells
+
+
+def section(documents: Sequence[Document]) -> str:
+    """The page's figures, of one GPU and one backend."""
+    presets = [
+        Preset(name, system, document)
+        for document in documents
+        for name in document["settings"]
+        for system in dict.fromkeys(row["system"] for row in document["rows"] if row["system"] != RELEASED)
+    ]
+    document = documents[0]
+    versions = document["versions"]
+    said = [
+        f"{name} {versions[name]}" for name in ("onnxruntime-gpu", "tensorrt", "torch") if name in versions
+    ]
+    lines = [f"{document['gpu']}; {', '.join(said)}. Milliseconds, p50 (p99).", ""]
+    figures = [dict(preset.one_voice()) for preset in presets]
+    head = ["one voice", *(f"{preset.name}, `{preset.system}`" for preset in presets)]
+    labels = dict.fromkeys(label for column in figures for label in column)
+    lines += _table(head, ([label, *(column.get(label, "") for column in figures)] for label in labels))
+    head = [
+        "many voices",
+        "batch",
+        "a frame of all",
+        "a run of the encoder",
+        "in real time, hops together",
+        "hops spread",
+    ]
+    lines += ["", *_table(head, (row for preset in presets for row in preset.voices()))]
+    targets = [
+        Target(**{name: value for name, value in fields.items() if name != "met"})
+        for document in documents
+        for fields in document["targets"]
+    ]
+    return "\n".join([*lines, "", targets_table(targets)]) + "\n"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def _ms(row: dict[str, Any] | None) -> str:
+    return f"{row['p50_ms']:.2f} ({row['p99_ms']:.2f})" if row else ""
