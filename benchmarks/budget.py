@@ -163,15 +163,26 @@ def compare(budgets: Sequence[Budget], paths: Iterable[Path], device: str) -> No
         raise UsageError(f"--device {device}: there are {', '.join(names)}.")
     for path in paths:
         try:
-            rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+            measured = json.loads(path.read_text(encoding="utf-8"))
             for budget in budgets:
-                found = [*_checks_of(budget, rows, device)]
+                _same_settings(budget, measured.get("settings", {}).get(budget.name), path)
+                found = [*_checks_of(budget, measured["rows"], device)]
                 budget.device, budget.device_checks = device, [*budget.device_checks, *found]
-        except (ValueError, KeyError, TypeError) as error:
+        except UsageError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"--measured {path} is not what benchmarks.gpu --json writes.") from error
     if not any(budget.device_checks for budget in budgets):
         models = ", ".join(budget.name for budget in budgets)
         raise UsageError(f"--measured has no rows of {models} on a GPU ({', '.join(GPU_SYSTEMS)}).")
+
+
+def _same_settings(budget: Budget, settings: dict[str, Any] | None, path: Path) -> None:
+    """Raise UsageError unless both are of the same hop and windows."""
+    for name in ("hop", "history", "decode_window") if settings else ():
+        got, want = settings[name], getattr(budget.setup, name)  # type: ignore[index]
+        if got != want:
+            raise UsageError(f"--measured {path}: {budget.name} was measured with {name} {got}, not {want}.")
 
 
 def _checks_of(budget: Budget, rows: Iterable[dict[str, Any]], device: str) -> Iterator[Check]:

@@ -11,7 +11,7 @@ from benchmarks.budget_model import COMPUTE_SHARE, MEMORY_SHARE, RATES, SAFE, Ca
 
 HEAD = f"""# What it should cost on other devices
 
-**These are predictions, not measurements.** No figure on this page except those under "Checked here" was taken on a
+**These are predictions, not measurements.** No figure on this page except those under "Checked" was taken on a
 device. `{{command}}` wrote it.
 
 Operations and bytes are counted from the exported graphs, operator by operator; pointwise operators run in the kernel
@@ -28,8 +28,9 @@ a headroom between 1 and {SAFE:g} is no promise ("tight"); below 1 it is missed.
 """
 
 
-UNFUSED = """A prediction joins pointwise operators to the kernel before them, as TensorRT does; onnxruntime runs most
-of them as kernels of their own, each with its own traffic and start.
+ON_A_GPU = """A prediction joins pointwise operators to the kernel before them, as TensorRT does, and gives products the
+share of the peak above; onnxruntime runs most operators as kernels of their own. Which of the two makes an error is not
+told here.
 """
 
 
@@ -167,7 +168,7 @@ def _checks(budget: Budget) -> list[str]:
             _errors(budget.checks),
         ]
     if budget.device_checks:
-        parts += [f"### Checked on {budget.device}\n", UNFUSED, _errors(budget.device_checks)]
+        parts += [f"### Checked on {budget.device}\n", ON_A_GPU, _errors(budget.device_checks)]
     else:
         parts += ["Not checked on a GPU: the error on one is not known.\n"]
     return parts

@@ -167,9 +167,13 @@ def steps(talker: Talker, pcm: npt.NDArray[np.float32], staggered: bool) -> Iter
 
 
 def profiled(run: Callable[[], Any]) -> dict[str, int]:
-    """CUDA calls that `run` made and work that the device did for it, by name and number, as CUPTI tells torch."""
+    """CUDA calls that `run` made and work that the device did for it, by name and number, as CUPTI tells torch; nothing
+    where that has no CUDA.
+    """
     import torch
 
+    if not torch.cuda.is_available():
+        return {}
     kinds = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA]) as profile:
         run()

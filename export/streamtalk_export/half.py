@@ -3,7 +3,8 @@
 TensorRT 11 and TensorRT-RTX are strongly typed: a tensor has the type that the graph gives it. So this module
 decides, node by node, and the boundary of the graph stays float32.
 
-Products (Gemm, MatMul, Conv) are float16, and what only moves their results. All else is float32: it costs a
+Products (Gemm, MatMul, Conv) are float16, what only moves their results, and the sums that a product's own parts or
+bias need. All else is float32: it costs a
 fused kernel nothing, and each of its roundings would add up. Products that stay float32 are found by what they
 feed, not by their names: see `islands`.
 
@@ -117,7 +118,8 @@ class _Converter:
         """The node; a convolution for which onnxruntime's cuDNN has nothing good as a product of matrices.
 
         Those are float32 ones (180 us for the decoder's on an H200), and grouped ones in float16, of which its
-        heuristics know none as wide as HuBERT's (128 taps, 16 groups; seen with cuDNN 9.19).
+        heuristics know none as wide as HuBERT's (128 taps, 16 groups; seen with cuDNN 9.19). What TensorRT makes of
+        either form was not measured.
         """
         if node.op_type != "Conv" or node.input[1] not in self.weights:
             return [node]

@@ -132,7 +132,8 @@ def _scale_last(model: onnx.ModelProto) -> None:
                 continue
             half, added = first.input
             above = nodes.get(added)
-            if above is None or above.op_type != "Add" or nodes[above.input[0]].op_type != "Erf":
+            erf = nodes.get(above.input[0]) if above is not None and above.op_type == "Add" else None
+            if erf is None or erf.op_type != "Erf":
                 continue
             first.input[:] = [x, added]
             last.input[:] = [halved, half]

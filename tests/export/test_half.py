@@ -99,26 +99,35 @@ def ran(model: onnx.ModelProto, seed: int = 0) -> list[Array]:
     """Outputs for random inputs."""
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(seed)
-    feeds = {i.name: rng.standard_normal(i.shape).astype(np.float32) for i in session.get_inputs()}
+    feeds = {
+        i.name: (rng.standard_normal(i.shape) if "float" in i.type else np.ones(i.shape)).astype(
+            np.float32 if "float" in i.type else np.int64
+        )
+        for i in session.get_inputs()
+    }
     outputs: list[Array] = session.run(None, feeds)
     return outputs
 
 
 def test_convolutions_for_turing_are_the_same_sums(golden: Golden, exported: Exported) -> None:
-    model = to_half(onnx.load(exported(golden, "ddim").directory / "diffusion_head.onnx"))
-    wide = to_convolutions(model)
-    assert [n.op_type for n in wide.graph.node].count("Conv") == 2
-    for got, want in zip(ran(wide), ran(model), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    for name, convolutions in (("diffusion_head", 2), ("vq_decoder", 1)):
+        model = to_half(onnx.load(exported(golden, "ddim").directory / f"{name}.onnx"))
+        wide = to_convolutions(model)
+        assert "Conv" not in [n.op_type for n in model.graph.node]
+        assert [n.op_type for n in wide.graph.node].count("Conv") == convolutions
+        for got, want in zip(ran(wide), ran(model), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("taps", "pads"), [(4, [2, 2]), (34, [16, 17]), (17, [0, 0])])
-def test_a_grouped_convolution_is_a_product(taps: int, pads: list[int]) -> None:
+def test_a_grouped_convolution_is_a_product(taps: int, pads: list[int], biased: bool) -> None:
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 6, 40])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 9, 41 + sum(pads) - taps])
     weights = np.random.default_rng(1).standard_normal((9, 2, taps)).astype(np.float16).astype(np.float32)
-    node = helper.make_node("Conv", ["x", "w"], ["y"], group=3, pads=pads)
-    graph = helper.make_graph([node], "g", [x], [y], [numpy_helper.from_array(weights, "w")])
+    node = helper.make_node("Conv", ["x", "w", "b"][: 3 if biased else 2], ["y"], group=3, pads=pads)
+    constants = [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(weights[:, 0, 0], "b")]
+    graph = helper.make_graph([node], "g", [x], [y], constants[: 2 if biased else 1])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     halved = to_half(model)
     assert "Conv" not in [n.op_type for n in halved.graph.node]

@@ -22,6 +22,7 @@ import pytest
 
 from streamtalk import BackendError, MissingDependencyError, Talker
 from streamtalk.cuda import driver as cuda
+from streamtalk.manifest import read_manifest
 from streamtalk.trust import Limits, read_probe
 from tests.runtime.test_batch import SLOTS, Part, alone, by_itself, play, same
 
@@ -83,7 +84,9 @@ def name(request: pytest.FixtureRequest, model: Path, capability: int) -> str:
     """A backend that loads here; it has passed the probe."""
     backend: str = request.param
     if backend in ENGINES:
-        pytest.importorskip(backend)  # a model that was given may have no engines of it
+        pytest.importorskip(backend)
+        if not any(engine.backend == backend for engine in read_manifest(model).engines):
+            pytest.skip(f"the model that was given has no engines of {backend}")
     try:
         Talker.load(model, backend)
     except MissingDependencyError as error:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Mapping
-from contextlib import redirect_stdout, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib import metadata
 from pathlib import Path
 from threading import Lock
@@ -21,14 +21,15 @@ from streamtalk.backends.contract import compare, declared
 from streamtalk.backends.onnxruntime_cpu import first_line, tensors_of
 from streamtalk.cuda.backend import CudaBackend
 from streamtalk.cuda.driver import Driver, Handle, open_driver
+from streamtalk.cuda.engine import Plan, size_bytes
 from streamtalk.engine_file import PRECISIONS
 from streamtalk.errors import BackendError, MissingDependencyError
 from streamtalk.manifest import AUDIO_ENCODER, FRAME, Graph, Manifest, graph_key, verified
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
-FATAL = 4
-"""onnxruntime's least talkative level."""
+WARNING, FATAL = 2, 4
+"""Levels of onnxruntime's loggers."""
 GRAPHS_FROM = (1, 31, 1)
 """The first release whose captured graphs were seen to keep what they read."""
 SEARCHES = ("HEURISTIC", "EXHAUSTIVE", "DEFAULT")
@@ -54,11 +55,10 @@ def load(directory: Path, manifest: Manifest) -> CudaBackend:
     precision = next(p for p in PRECISIONS if graph_key(FRAME, p) in manifest.graphs)
     graphs = [manifest.graphs[graph_key(name, precision)] for name in (AUDIO_ENCODER, FRAME)]
     encoder, frame = (CudaSession(runtime, directory, graph, driver) for graph in graphs)
-    how = "" if captures(runtime.__version__) else ", kernel by kernel"
+    how = "" if encoder.captured and frame.captured else ", kernel by kernel"
     description = f"onnxruntime {runtime.__version__}{how}, {precision}, {driver.description}"
-    fingerprint = "; ".join(
-        [description, driver.build, " ".join(SEARCHES), *libraries(), *(g.sha256 for g in graphs)]
-    )
+    settings = [f"{session.search}, captured {session.captured}" for session in (encoder, frame)]
+    fingerprint = "; ".join([description, driver.build, *settings, *libraries(), *(g.sha256 for g in graphs)])
     return CudaBackend(NAME, description, fingerprint, precision, driver, encoder, frame, manifest)
 
 
@@ -90,26 +90,58 @@ class CudaSession:
         self.numbers = itertools.count(1)
         for name, sha256 in graph.files.items():
             verified(directory, name, sha256)
-        self._path, self._has_run = directory / graph.file, False
-        capturing = captures(runtime.__version__)
-        self._settings = iter([*((search, capturing) for search in SEARCHES), (SEARCHES[0], False)])
+        self.session: Any = None
+        self.search, self.captured = "", False
+        """What it was loaded with."""
         try:
-            self._load(*next(self._settings))
+            with driver.current(), _quiet(runtime):
+                self._settle(directory / graph.file)
         except BaseException:
+            self.session = None
             driver.discard([self.stream])
             raise
 
-    def _load(self, search: str, capturing: bool) -> None:
-        runtime, driver, path = self.runtime, self.driver, self._path
+    def _settle(self, path: Path) -> None:
+        """Load with the first settings that work: what cuDNN has no kernel for, or what cannot be captured, shows in a
+        run alone. The run is on memory of its own.
+        """
+        driver, tensors = self.driver, (*self.graph.inputs, *self.graph.outputs)
+        plan = Plan.of({tensor.name: size_bytes(tensor) for tensor in tensors})
+        base, stream = driver.device_memory(plan.total), driver.stream()
+        addresses = {name: base + offset for name, offset in plan.offsets.items()}
+        capturing = captures(self.runtime.__version__)
+        settings = [(search, capturing) for search in SEARCHES]
+        settings += [(SEARCHES[0], False)] if capturing else []
+        failures: list[BackendError] = []
+        try:
+            driver.clear(base, plan.total, stream)
+            for self.search, self.captured in settings:
+                self.session = None  # before another takes as much memory
+                try:
+                    self._load(path)
+                    self.bind(addresses, stream).close()
+                    return
+                except BackendError as error:
+                    failures.append(error)
+            raise failures[0]
+        finally:
+            for used in (stream, self.stream):
+                with suppress(BackendError):  # of a device that failed before
+                    driver.drain(used)
+            driver.discard([stream])
+            driver.release([base])
+
+    def _load(self, path: Path) -> None:
+        runtime, driver = self.runtime, self.driver
         options = runtime.SessionOptions()
         options.log_severity_level = FATAL
         provider = {
             "device_id": str(driver.device),
             "user_compute_stream": str(int(self.stream)),
-            "enable_cuda_graph": str(int(capturing)),
+            "enable_cuda_graph": str(int(self.captured)),
             # TF32 has float16's mantissa: left on, it would undo every float32 island.
             "use_tf32": "0",
-            "cudnn_conv_algo_search": search,
+            "cudnn_conv_algo_search": self.search,
         }
         try:
             # In the driver's context, where a capture in another thread does not forbid to allocate. Without the
@@ -132,20 +164,7 @@ class CudaSession:
         compare(f"The outputs of {path}", want_outputs, tensors_of(self.session.get_outputs()))
 
     def bind(self, addresses: Mapping[str, int], stream: Handle) -> CudaSessionRun:
-        """Bind device addresses; the first runs allocate and capture. What cuDNN has no kernel for is found here."""
-        while True:
-            try:
-                run = self._bound(addresses, stream)
-            except BackendError:
-                settings = None if self._has_run else next(self._settings, None)
-                if settings is None:
-                    raise
-                self._load(*settings)
-            else:
-                self._has_run = True
-                return run
-
-    def _bound(self, addresses: Mapping[str, int], stream: Handle) -> CudaSessionRun:
+        """Bind device addresses; the first runs allocate and capture."""
         io = self.session.io_binding()
         for tensors, bound in ((self.graph.inputs, io.bind_input), (self.graph.outputs, io.bind_output)):
             for t in tensors:
@@ -205,6 +224,16 @@ class CudaSessionRun:
         self._session.driver.discard([self._asked, self._answered])
 
 
+@contextmanager
+def _quiet(runtime: Any) -> Iterator[None]:
+    """Without a line for every kernel that was tried in vain: what fails in the end is raised, in its words."""
+    runtime.set_default_logger_severity(FATAL)
+    try:
+        yield
+    finally:
+        runtime.set_default_logger_severity(WARNING)  # which it starts with; it does not tell what it has
+
+
 def _onnxruntime() -> Any:
     try:
         import onnxruntime
@@ -217,8 +246,6 @@ def _onnxruntime() -> Any:
             f"{NAME} needs onnxruntime-gpu; installed is an onnxruntime without {PROVIDER}. Uninstall it first, "
             "then pip install 'streamtalk[gpu]': the two overwrite each other."
         )
-    # It would print every kernel that it tried in vain; what fails is raised, in its words.
-    onnxruntime.set_default_logger_severity(FATAL)
     if hasattr(onnxruntime, "preload_dlls"):
         with redirect_stdout(sys.stderr):  # where it says what it did not find
             onnxruntime.preload_dlls()  # CUDA and cuDNN as wheels, which no loader would find

@@ -24,6 +24,10 @@ class Runtime:
     def __init__(self, lacking: tuple[str, ...] = (), graphs: bool = True) -> None:
         self.lacking, self.graphs = lacking, graphs
         self.searched, self.captured = list[str](), list[bool]()
+        self.levels = list[int]()
+
+    def set_default_logger_severity(self, level: int) -> None:
+        self.levels.append(level)
 
     def SessionOptions(self) -> Any:  # noqa: N802 (onnxruntime's name)
         return SimpleNamespace()
@@ -40,7 +44,7 @@ class Runtime:
 
         def run(*_: Any) -> None:
             if search in self.lacking or (captured and not self.graphs):
-                raise RuntimeError("no valid engine configs")
+                raise RuntimeError(f"no valid engine configs of {search}")
 
         binding = SimpleNamespace(bind_input=lambda *_: None, bind_output=lambda *_: None)
         return SimpleNamespace(
@@ -54,62 +58,55 @@ class Runtime:
 
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes a session of the toy's frame graph, and a run of it."""
+    """Makes a session of the toy's frame graph on a driver."""
     directory = Toy().write(tmp_path / "engine")
     graph = read_manifest(directory).graphs[FRAME]
     monkeypatch.setattr(onnxruntime_cuda, "compare", lambda *_: None)
-    driver = FakeDriver()
 
-    def open_session(runtime: Runtime) -> tuple[CudaSession, Any, FakeDriver]:
-        session = CudaSession(runtime, directory, graph, driver)
-        addresses = {t.name: 256 for t in (*graph.inputs, *graph.outputs)}
-        with driver.current():
-            stream = driver.stream()
-            return session, lambda: session.bind(addresses, stream), driver
+    def open_session(runtime: Runtime, driver: FakeDriver) -> CudaSession:
+        return CudaSession(runtime, directory, graph, driver)
 
     return open_session
 
 
 def test_the_fastest_kernels_are_taken_where_they_exist(opened: Any) -> None:
     runtime = Runtime()
-    _, bind, driver = opened(runtime)
-    with driver.current():
-        bind()
-    assert runtime.searched == [SEARCHES[0]]
+    session = opened(runtime, FakeDriver())
+    assert runtime.searched == [session.search] == [SEARCHES[0]]
+    assert session.captured
 
 
 def test_a_list_without_a_kernel_gives_way_to_the_next(opened: Any) -> None:
     runtime = Runtime(SEARCHES[:2])
-    _, bind, driver = opened(runtime)
-    with driver.current():
-        bind()
-        bind()
+    session = opened(runtime, FakeDriver())
     assert runtime.searched == list(SEARCHES)
+    assert session.search == SEARCHES[2]
 
 
 def test_what_cannot_be_captured_runs_kernel_by_kernel(opened: Any) -> None:
     runtime = Runtime(graphs=False)
-    _, bind, driver = opened(runtime)
-    with driver.current():
-        bind()
+    session = opened(runtime, FakeDriver())
     assert runtime.captured == [True, True, True, False]
-    assert runtime.searched[-1] == SEARCHES[0]
+    assert (session.search, session.captured) == (SEARCHES[0], False)
+
+
+def test_a_release_that_does_not_capture_is_not_asked_to(opened: Any) -> None:
+    runtime = Runtime(SEARCHES)
+    runtime.__version__ = "1.30.0"
+    with pytest.raises(BackendError):
+        opened(runtime, FakeDriver())
+    assert runtime.captured == [False] * len(SEARCHES)
 
 
 def test_what_no_list_can_run_is_said_and_nothing_is_left(opened: Any) -> None:
-    _, bind, driver = opened(Runtime(SEARCHES))
-    before = len(driver.handles)
-    with driver.current(), pytest.raises(BackendError, match="no valid engine configs"):
-        bind()
-    assert len(driver.handles) == before
+    driver = FakeDriver()
+    with pytest.raises(BackendError, match="no valid engine configs of HEURISTIC"):
+        opened(Runtime(SEARCHES), driver)
+    assert not driver.handles
+    assert not driver.memory
 
 
-def test_a_run_that_fails_later_loads_nothing_again(opened: Any) -> None:
-    runtime = Runtime()
-    _, bind, driver = opened(runtime)
-    with driver.current():
-        bind()
-        runtime.lacking = SEARCHES
-        with pytest.raises(BackendError):
-            bind()
-    assert runtime.searched == [SEARCHES[0]]
+def test_it_is_quiet_while_it_tries_and_no_longer(opened: Any) -> None:
+    runtime = Runtime(SEARCHES[:1])
+    opened(runtime, FakeDriver())
+    assert runtime.levels == [onnxruntime_cuda.FATAL, onnxruntime_cuda.WARNING]
