@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,9 +25,8 @@ from benchmarks.budget_count import Count, count, count_model
 from benchmarks.budget_measure import Calibration, Check, check
 from benchmarks.budget_model import Prediction, Setup, catalogue, predict
 from benchmarks.budget_report import markdown
-from benchmarks.latency_rows import hardware
+from benchmarks.latency_rows import GPU_SYSTEMS, batch_of, hardware
 from streamtalk import StreamTalkError, UsageError
-from streamtalk.backends import available
 from streamtalk.manifest import Manifest, read_manifest
 from streamtalk_export.errors import ExportError
 from streamtalk_export.half import to_half
@@ -40,9 +38,6 @@ HOPS = (1, 2, 4)
 HISTORIES = (30,)
 DECODE_WINDOWS = (8, 16)
 SCHEMA = 1
-BATCH = re.compile(r"(?:batch-(\d+))?")
-"""Variants of rows that a prediction is compared with: the default, and more voices."""
-GPU_SYSTEMS = tuple(name for name in available() if not name.endswith("cpu"))
 
 
 @dataclass
@@ -188,13 +183,13 @@ def _same_settings(budget: Budget, settings: dict[str, Any] | None, path: Path) 
 def _checks_of(budget: Budget, rows: Iterable[dict[str, Any]], device: str) -> Iterator[Check]:
     known = {p.setup: p for p in budget.predictions if p.device == device}
     for row in rows:
-        batch = BATCH.fullmatch(row["variant"])
-        if row["preset"] != budget.name or row["system"] not in GPU_SYSTEMS or not batch:
+        batch = batch_of(row["variant"])
+        if row["preset"] != budget.name or row["system"] not in GPU_SYSTEMS or batch is None:
             continue
-        predicted = known.get(replace(budget.setup, batch=int(batch[1] or 1)))
+        predicted = known.get(replace(budget.setup, batch=batch))
         stages = {"audio_encoder": predicted.encoder_ms, "frame": predicted.frame_ms} if predicted else {}
         if row["stage"] in stages:
-            label = f"{row['stage']}, batch {batch[1] or 1} ({row['system']})"
+            label = f"{row['stage']}, batch {batch} ({row['system']})"
             yield Check(label, stages[row["stage"]], row["p50_ms"])
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 from benchmarks.budget_count import Count
 from benchmarks.budget_measure import Calibration, Check
 from benchmarks.budget_model import COMPUTE_SHARE, MEMORY_SHARE, RATES, SAFE, Catalogue, Prediction, Setup
+from benchmarks.latency_rows import markdown as markdown_table
 
 HEAD = f"""# What it should cost on other devices
 
@@ -58,9 +59,7 @@ def markdown(budgets: Sequence[Budget], catalogue: Catalogue, arguments: str) ->
 
 
 def _table(head: str, rows: Iterable[Iterable[str]]) -> str:
-    names = head.split("|")
-    lines = [names, ["---"] * len(names), *([str(cell) for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return markdown_table(head.split("|"), ([str(cell) for cell in row] for row in rows))
 
 
 def _devices(catalogue: Catalogue) -> list[str]:

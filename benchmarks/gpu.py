@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_runs import IN_FLIGHT, SEED, StageRun, hops, opened, profiled, stage_engine, steps, turns
-from benchmarks.latency_rows import RELEASED, Row, hardware, summary, table, versions
+from benchmarks.latency_rows import GPU_SYSTEMS, PARTS, RELEASED, Row, hardware, summary, table, versions
 from benchmarks.latency_runs import streamed
 from benchmarks.latency_subject import CACHE, FAILURES, complain, exported, settings_of, speech
 from benchmarks.latency_targets import Target
@@ -45,10 +45,8 @@ from streamtalk_export.hubert import hubert_config
 from streamtalk_export.sampler import sampler_table
 
 SCHEMA = 1
-BACKENDS = ("tensorrt", "tensorrt_rtx", "onnxruntime-cuda")
 SAMPLED = (0, 30, 60, 120, 269)
 """Frames of the released streaming path."""
-STAGES = ("audio_encoder", "condition_predictor", "diffusion_head", "vq_decoder")
 ROUNDS, LEAST_FRAMES = 6, 24
 MOST_PROBED = 32
 STEP_S = 2.0
@@ -241,7 +239,7 @@ def one_voice(
         waiting: Any = slots
         list(turns(slots, m, m.history, waiting.device_vertices.wait))
         add("frame", "resident", list(turns(slots, m, frames, waiting.device_vertices.wait)), fps=m.fps)
-    stages(preset, "", folder, backend, STAGES, frames, result)
+    stages(preset, "", folder, backend, PARTS, frames, result)
 
 
 def long_stream(preset: str, talker: Talker, minutes: float, result: Result) -> None:
@@ -343,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--presets", nargs="+", choices=("vocaset", "biwi"), default=["vocaset"])
     add("--batches", type=int, nargs="+", default=[1, 8])
-    add("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    add("--backends", nargs="+", choices=GPU_SYSTEMS, default=list(GPU_SYSTEMS))
     add("--frames", type=int, default=600, help="timed at batch 1; fewer at larger ones")
     add("--minutes", type=float, default=10.0, help="of audio through one stream, 0 to leave it out")
     add(

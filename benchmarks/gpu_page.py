@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.latency_rows import RELEASED, Document
+from benchmarks.latency_rows import RELEASED, Document, batch_of, markdown
 from benchmarks.latency_targets import Target
 from benchmarks.latency_targets import table as targets_table
 
@@ -22,13 +22,8 @@ class Preset:
         self.name, self.system = name, system
         rows = [row for row in document["rows"] if row["preset"] == name]
         self._rows = {(r["system"], r["variant"], r["stage"], r["audio_s"] > 0): r for r in rows}
-        self.batches = sorted(
-            int(r["variant"].removeprefix("batch-"))
-            for r in rows
-            if r["system"] == system
-            and r["stage"] == "frame"
-            and r["variant"].removeprefix("batch-").isdigit()
-        )
+        own = [r for r in rows if r["system"] == system and r["stage"] == "frame"]
+        self.batches = sorted(n for r in own if (n := batch_of(r["variant"])) is not None and n > 1)
         self._parity = {p["model"]: p for p in document["parity"] if p["backend"] == system}
         self._launches = {
             item["of"]: item["calls"]
@@ -103,7 +98,9 @@ def section(documents: Sequence[Document]) -> str:
     figures = [dict(preset.one_voice()) for preset in presets]
     head = ["one voice", *(f"{preset.name}, `{preset.system}`" for preset in presets)]
     labels = dict.fromkeys(label for column in figures for label in column)
-    lines += _table(head, ([label, *(column.get(label, "") for column in figures)] for label in labels))
+    lines.append(
+        markdown(head, ([label, *(column.get(label, "") for column in figures)] for label in labels))
+    )
     head = [
         "many voices",
         "batch",
@@ -112,17 +109,9 @@ def section(documents: Sequence[Document]) -> str:
         "a step, hops together",
         "a step, hops spread",
     ]
-    lines += ["", *_table(head, (row for preset in presets for row in preset.voices()))]
-    targets = [
-        Target(**{name: value for name, value in fields.items() if name != "met"})
-        for document in documents
-        for fields in document["targets"]
-    ]
-    return "\n".join([*lines, "", targets_table(targets)]) + "\n"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
+    lines.append(markdown(head, (row for preset in presets for row in preset.voices())))
+    targets = [Target.of(fields) for document in documents for fields in document["targets"]]
+    return "\n".join([*lines, targets_table(targets)]) + "\n"
 
 
 def _ms(row: dict[str, Any] | None) -> str:

@@ -20,7 +20,7 @@ from streamtalk.cuda.driver import Driver
 from streamtalk.cuda.engine import DeviceEngine, Plan, size_bytes
 from streamtalk.cuda.tensorrt import Library
 from streamtalk.engine_file import find_engines
-from streamtalk.manifest import Manifest
+from streamtalk.manifest import Manifest, graph_key
 
 Seconds = npt.NDArray[np.float64]
 SEED = 0
@@ -83,7 +83,7 @@ def stage_engine(folder: Path, backend: CudaBackend, name: str) -> DeviceEngine:
     if backend.name == onnxruntime_cuda.NAME:
         session = backend.frame
         assert isinstance(session, onnxruntime_cuda.CudaSession)
-        graph = manifest.graphs[name if backend.precision == "fp32" else f"{name}.{backend.precision}"]
+        graph = manifest.graphs[graph_key(name, backend.precision)]
         return onnxruntime_cuda.CudaSession(session.runtime, folder, graph, driver)
     library = Library(backend.name)
     fits = find_engines(folder, manifest, (name,), backend.name, library.version, driver.compute_capability)
@@ -119,7 +119,6 @@ def turns(
         if turn % manifest.hop == 0:
             slots.encode(every)
             slots.frame(turn, frames, every)  # the encoder is waited for by a turn that is run again
-            slots.vertices()
             wait()
         began = perf_counter()
         slots.frame(turn, frames, every)

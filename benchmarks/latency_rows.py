@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,17 +16,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamtalk.backends import onnxruntime_cpu
+from streamtalk.backends import available, onnxruntime_cpu
 
 SCHEMA = 1
 PARTS = ("audio_encoder", "condition_predictor", "diffusion_head", "vq_decoder")
 STAGES = (*PARTS, "frame", "total")
 CPU, RELEASED, OFFLINE = onnxruntime_cpu.NAME, "released-streaming", "released-offline"
 """Systems; our other backends have their own names as well."""
+GPU_SYSTEMS = tuple(name for name in available() if name != CPU)
 ONE_THREAD, NO_CACHE, WHOLE_WINDOW, INT8 = "threads-1", "no-cache", "whole-window", "int8"
 """Variants that others look for. A released decoder's `WHOLE_WINDOW` is one decode window of ours, not the clip."""
 Document = dict[str, Any]
 """A result as JSON has it."""
+BATCH = re.compile(r"batch-(\d+)")
 PACKAGES = ("streamtalk", "numpy", "onnxruntime", "onnxruntime-gpu", "torch", "tensorrt", "tensorrt-rtx")
 
 
@@ -100,6 +103,18 @@ class Histogram:
         ms = 1e3 * np.asarray(seconds, np.float64)
         counts, edges = np.histogram(ms, 50, (0.0, float(ms.max())))
         return cls(preset, system, audio_s, np.round(edges, 4).tolist(), counts.tolist())
+
+
+def batch_of(variant: str) -> int | None:
+    """Voices in a launch of the default, or of `batch-N`; None for any other variant."""
+    found = BATCH.fullmatch(variant)
+    return int(found[1]) if found else None if variant else 1
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells."""
+    lines = (head, ["---"] * len(head), *rows)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
 def hardware() -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.latency_rows import CPU, INT8, ONE_THREAD, RELEASED, WHOLE_WINDOW, Row
 
@@ -26,6 +27,11 @@ class Target:
     bound: float | None
     at_least: bool
     unit: str
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Target:
+        """From a result's JSON, which also says whether it was met."""
+        return cls(**{name: value for name, value in fields.items() if name != "met"})
 
     @property
     def met(self) -> bool | None:

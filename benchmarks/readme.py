@@ -39,12 +39,8 @@ def section(document: Document) -> str:
         lines += ["", f"**{preset}** ({_settings(settings)})", "", *_lengths(rows)]
         if preset in document.get("int8", {}):
             lines[-1] += " " + _eight_bit(rows, document["int8"][preset])
-    lines += ["", targets_table([_target(fields) for fields in document["targets"]])]
+    lines += ["", targets_table([Target.of(fields) for fields in document["targets"]])]
     return "\n".join(lines) + "\n"
-
-
-def _target(fields: dict[str, Any]) -> Target:
-    return Target(**{name: value for name, value in fields.items() if name != "met"})
 
 
 def _settings(settings: dict[str, Any]) -> str:
