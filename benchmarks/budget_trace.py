@@ -68,7 +68,7 @@ class Tracer:
 
     def _frame(self, history: int, decode_window: int, batch: int = 1) -> Path:
         """`frame.onnx` for a history and a decode window."""
-        predictor, head, decoder = self._modules(history, decode_window)
+        predictor, head, decoder = self._modules(history, decode_window, batch)
         outputs = ("vertices", "kv_cache_out", "latents_out")
         path = self._path(f"frame-{history}-{decode_window}-{batch}")
         write_graph(
@@ -78,7 +78,7 @@ class Tracer:
 
     def stages(self, history: int, decode_window: int) -> dict[str, Path]:
         """The three graphs that `frame.onnx` is made of."""
-        predictor, head, decoder = self._modules(history, decode_window)
+        predictor, head, decoder = self._modules(history, decode_window, 1)
         parts: dict[str, tuple[torch.nn.Module, str, tuple[str, ...]]] = {
             "condition_predictor": (predictor, PREDICTOR, ("condition", "kv_cache_out")),
             "diffusion_head": (head, "noise condition", ("latent",)),
@@ -91,12 +91,12 @@ class Tracer:
         return paths
 
     def _modules(
-        self, history: int, decode_window: int
+        self, history: int, decode_window: int, batch: int
     ) -> tuple[ConditionPredictor, FoldedHead | UnrolledHead, NewestFrameDecoder]:
         config, network = self._config, self._model.diff_ar_network
         table = sampler_table(config.schedule, config.steps, config.sampler)
         head = diffusion_head(network, table, config.predictor.head == "linear")
-        decoder = NewestFrameDecoder(self._model.autoencoder.decoder, decode_window)
+        decoder = NewestFrameDecoder(self._model.autoencoder.decoder, decode_window, batch)
         return ConditionPredictor(network, history), head, decoder
 
     def _inputs(self, names: str, history: int, decode_window: int, batch: int) -> dict[str, torch.Tensor]:

@@ -81,7 +81,10 @@ def as_product(node: Node, weights: Weights, length: int) -> list[Node]:
         value = shaped("sums", value, groups, sums * blocks, outputs)
         starts = np.add.outer(np.arange(made), block * np.arange(blocks)) * blocks + np.arange(blocks)
         value = put("Gather", value, constant("blocks", starts), axis=2)
-        value = put("ReduceSum", value, constant("block_axis", np.array([3])), keepdims=0)
+        # Sums as a product too: onnxruntime's float16 reductions take three kernels and float32.
+        ones = numpy_helper.to_array(weights[weight]).dtype.type(1)
+        value = put("MatMul", constant("ones", np.full((1, blocks), ones)), value)
+        value = shaped("summed", value, groups, made, outputs)
     if bias:
         row = numpy_helper.to_array(weights[bias[0]]).reshape(groups, 1, -1)
         value = put("Add", value, constant("bias", row))
@@ -120,13 +123,13 @@ def as_convolution(node: Node, weights: Weights) -> list[Node]:
             helper.make_node("Conv", [f"{output}_wide", wide, *bias], [f"{output}_narrow"]),
             helper.make_node("Squeeze", [f"{output}_narrow", axis], [output]),
         ]
-    if is_weight(weight, 1):
-        # [B, 1, T, K] times [1, K, N], which `as_product` makes.
-        columns = np.ascontiguousarray(numpy_helper.to_array(weights[weight])[0].T[:, :, None, None])
+    if is_weight(weight):
+        # [B, T, K] times [K, N], the only product of a tensor of three axes that stays float32: the decoder's.
+        columns = np.ascontiguousarray(numpy_helper.to_array(weights[weight]).T[:, :, None])
         return [
-            helper.make_node("Transpose", [x], [f"{output}_wide"], perm=[0, 3, 1, 2]),
+            helper.make_node("Transpose", [x], [f"{output}_wide"], perm=[0, 2, 1]),
             helper.make_node("Conv", [f"{output}_wide", kernel(weight, columns)], [f"{output}_narrow"]),
-            helper.make_node("Transpose", [f"{output}_narrow"], [output], perm=[0, 2, 3, 1]),
+            helper.make_node("Transpose", [f"{output}_narrow"], [output], perm=[0, 2, 1]),
         ]
     if is_weight(x):
         # [N, K] times [B, K, T], the only product whose left side is a weight.

@@ -100,7 +100,7 @@ class Graphs:
         options.log_severity_level = 3
         path = self._directory / graph.file
         source: str | bytes = str(path)
-        if self._precision == "fp16":
+        if self._precision in ("fp16", "fused"):
             source = hold_roundings(onnx.load(path)).SerializeToString()
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 

@@ -17,7 +17,9 @@ import numpy.typing as npt
 import torch
 
 from streamtalk.manifest import (
+    AUDIO_ENCODER,
     FILE_NAME,
+    FRAME,
     SCHEMA_VERSION,
     Asset,
     Graph,
@@ -46,6 +48,10 @@ from streamtalk_export.windows import AudioWindow, OfflineEncoder, StreamingEnco
 IDENTITY = "identity.npz"
 BLENDSHAPES = "blendshapes.npz"
 PROBE = "probe.npz"
+KINDS: dict[Precision, tuple[Precision, ...]] = {"fp32": (), "fp16": ("fp16", "fused"), "int8": ("int8",)}
+"""What an export at a precision writes beside the float32 graphs."""
+REDUCED: dict[Precision, tuple[str, ...]] = {"int8": INT8_GRAPHS, "fused": (AUDIO_ENCODER, FRAME)}
+"""Which graphs are written at a precision, where not all are."""
 Say = Callable[[str], None]
 
 
@@ -164,11 +170,13 @@ def export_model(
         with np.load(directory / IDENTITY) as archive:
             identity = dict(archive)
         precision = settings.precision
-        if precision != "fp32":
+        kinds = KINDS[precision]
+        if kinds:
             say(f"writing {precision} graphs")
             reduced = {
-                graph_key(name, precision): write_reduced(directory, graphs[name], precision)
-                for name in (INT8_GRAPHS if precision == "int8" else graphs)
+                graph_key(name, kind): write_reduced(directory, graphs[name], kind)
+                for kind in kinds
+                for name in REDUCED.get(kind, graphs)
             }
             manifest = msgspec.structs.replace(manifest, graphs={**graphs, **reduced})
         # Before the long checks: a graph that does not build is found in seconds.
@@ -191,9 +199,9 @@ def export_model(
             weights,
         )
         _enforce(parity)
-        if precision != "fp32":
+        if kinds:
             say(f"checking {precision} against fp32 over {STREAM_SECONDS} s of audio")
-            parity += certify_reduced(directory, manifest, identity, precision)
+            parity += certify_reduced(directory, manifest, identity, kinds)
             _enforce(parity)
         make_probe(directory, manifest, identity).save(directory / PROBE)
         probe = Asset(file=PROBE, sha256=sha256_of(directory / PROBE))
@@ -255,7 +263,7 @@ def _write_graphs(
     network = model.diff_ar_network
     predictor = ConditionPredictor(network, history)
     head = diffusion_head(network, table, folded)
-    decoder = NewestFrameDecoder(model.autoencoder.decoder, decode_window)
+    decoder = NewestFrameDecoder(model.autoencoder.decoder, decode_window, B)
     zeros = torch.zeros
     counter = torch.ones(B, dtype=torch.int64)
     cache = zeros(B, p.num_layers, 2, p.n_heads, history, E // p.n_heads)

@@ -47,24 +47,18 @@ class PredictorLayer(nn.Module):
 
     def forward(
         self, x: Tensor, cross: Tensor, keys: Tensor, values: Tensor, bias: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """x, cross [B, E]; keys, values [B, 1, H, W - 1, E/H] of the frames before; bias [B, 1, H, W, 1] is added to
-        the scores. Returns the token, and its own keys and values [B, 2, H, 1, E/H].
-
-        Its own are not put beside the past's here: copies of a cache cost more than attention does.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x, cross [B, E]; keys, values [B, 1, H, W - 1, E/H] of the frames before; bias [B, 1, H, 1, W] is added to
+        the scores. Returns the token, and keys and values with its own behind them.
         """
         b, width = x.shape
-        qkv = self.qkv(x).view(b, 3, self.heads, 1, width // self.heads)
-        q, kv = torch.split(qkv, [1, 2], dim=1)
-        key, value = torch.split(kv, 1, dim=1)
-        q = q.transpose(-1, -2)
-        scores = torch.cat([keys @ q, key @ q], dim=3)
-        weights = torch.softmax(scores + bias, dim=3).transpose(-1, -2)
-        attended = (weights[..., :-1] @ values + weights[..., -1:] * value).reshape(b, width)
-        x = self.norm1(x + self.out(attended))
+        q, key, value = self.qkv(x).view(b, 3, self.heads, 1, width // self.heads).split(1, dim=1)
+        keys, values = torch.cat([keys, key], dim=3), torch.cat([values, value], dim=3)
+        weights = torch.softmax(q @ keys.transpose(-1, -2) + bias, dim=-1)
+        x = self.norm1(x + self.out((weights @ values).view(b, width)))
         x = self.norm2(x + cross)
         x = self.norm3(x + self.linear2(self.activation(self.linear1(x))))
-        return x, kv
+        return x, keys, values
 
 
 class ConditionPredictor(nn.Module):
@@ -72,19 +66,20 @@ class ConditionPredictor(nn.Module):
 
     bias: Tensor
     positions: Tensor
-    slots: Tensor
 
     def __init__(self, network: DiffusionNetwork, history: int) -> None:
         super().__init__()
         config = network.config
         self.latent_map = network.vq_latent_map
         self.cross = frozen_linear(*fold_cross_attention(network))
-        # The newest slot is the last: distance 0 there.
-        bias = history_bias(config.n_heads, history, config.period).flip(1)[:, :, None]
+        # The newest slot is the last: distance 0 there. Looked up by the number of frames before this one, 0 to W, of
+        # which W - 1 are still there.
+        bias = history_bias(config.n_heads, history, config.period).flip(1)  # [H, W]
+        filled = torch.arange(history) >= history - 1 - torch.arange(history + 1)[:, None]
+        self.heads = config.n_heads
         self.layers = nn.ModuleList(PredictorLayer(layer) for layer in network.transformer_decoder.layers)
-        self.register_buffer("bias", bias)
+        self.register_buffer("bias", torch.where(filled[:, None], bias, MASKED).flatten(1))
         self.register_buffer("positions", network.positions.clone())
-        self.register_buffer("slots", torch.arange(history)[:, None])
 
     def forward(
         self,
@@ -97,16 +92,13 @@ class ConditionPredictor(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         x = self.latent_map(previous_latent) + style + F.embedding(position, self.positions)
         cross = self.cross(audio_feature).chunk(len(self.layers), dim=-1)
-        # Slot s holds a frame from len - 1 - valid on, this frame's own slot included.
-        oldest = (len(self.slots) - 1 - valid_frames)[:, None, None, None, None]
-        bias = torch.where(self.slots < oldest, MASKED, self.bias)
-        past = kv_cache[:, :, :, :, 1:]
-        keys_values = torch.split(past.flatten(1, 2), 1, dim=1)
-        newest = []
+        bias = F.embedding(valid_frames, self.bias).view(len(x), 1, self.heads, 1, -1)
+        past = kv_cache[:, :, :, :, 1:].flatten(1, 2).split(1, dim=1)
+        cache: list[Tensor] = []
         for i, layer in enumerate(self.layers):
-            x, kv = layer(x, cross[i], keys_values[2 * i], keys_values[2 * i + 1], bias)
-            newest.append(kv)
-        return x, torch.cat([past, torch.stack(newest, dim=1)], dim=4)
+            x, keys, values = layer(x, cross[i], past[2 * i], past[2 * i + 1], bias)
+            cache += [keys, values]
+        return x, torch.cat(cache, dim=1).view(kv_cache.shape)
 
 
 class FoldedHead(nn.Module):
@@ -115,11 +107,10 @@ class FoldedHead(nn.Module):
     def __init__(self, network: DiffusionNetwork, table: SamplerTable) -> None:
         super().__init__()
         affine = fold_head(network, table)
-        self.from_noise = frozen_linear(affine.from_noise, None)
-        self.from_condition = frozen_linear(affine.from_condition, affine.offset)
+        self.affine = frozen_linear(torch.cat([affine.from_noise, affine.from_condition], 1), affine.offset)
 
     def forward(self, noise: Tensor, condition: Tensor) -> Tensor:
-        return self.from_noise(noise) + self.from_condition(condition)
+        return self.affine(torch.cat([noise, condition], dim=1))
 
 
 class UnrolledHead(nn.Module):
@@ -200,19 +191,35 @@ class NewestBlock(DecoderBlock):
 class NewestFrameDecoder(nn.Module):
     """The newest frame's vertices from the last latents, in a static window with the empty slots masked.
 
-    Empty slots hold copies of the oldest valid latent, which is what replicate padding sees, and take no part
-    in the statistics and the attention.
+    The convolution reads the oldest valid latent in place of what lies before it, which is what replicate padding
+    sees; empty slots take no part in the statistics and the attention.
     """
 
-    slots: Tensor
+    taps: Tensor
+    valid: Tensor
+    share: Tensor
+    mask: Tensor
+    voices: Tensor
     size: Tensor
 
-    def __init__(self, decoder: VQDecoder, window: int) -> None:
+    def __init__(self, decoder: VQDecoder, window: int, batch: int) -> None:
         super().__init__()
         self.pre = decoder.decoder_linear_embedding_pre
         expander: Any = decoder.expander[0]
         conv = expander[0]
-        self.conv_weight, self.conv_bias = conv.weight, conv.bias
+        # The taps side by side: a convolution is then one product of matrices, and needs nothing transposed.
+        self.conv = frozen_linear(conv.weight.permute(0, 2, 1).flatten(1), conv.bias)
+        # Whatever depends on the number of valid latents alone is looked up by it, 0 to D.
+        slots, count = torch.arange(window), torch.arange(window + 1)[:, None]
+        valid = slots >= window - count
+        reach = conv.weight.shape[2] // 2
+        taps = (slots[:, None] + torch.arange(-reach, reach + 1)).clamp(max=window - 1).view(1, -1)
+        self.register_buffer("taps", taps.maximum(window - count.clamp(min=1)))  # [D + 1, 5 D]
+        self.register_buffer("valid", valid.float())
+        self.register_buffer("share", valid / count.clamp(min=1))
+        self.register_buffer("mask", torch.where(valid, 0.0, MASKED))
+        self.register_buffer("voices", torch.arange(batch)[:, None] * window)
+        self.register_buffer("size", torch.tensor([window]))
         self.slope: float = expander[1].negative_slope
         self.instance_norm = len(expander) == 3
         embedding: Any = decoder.decoder_linear_embedding.net
@@ -223,33 +230,33 @@ class NewestFrameDecoder(nn.Module):
             for i in range(0, len(net), 2)
         )
         self.to_vertices = decoder.vertice_map_reverse
-        self.register_buffer("slots", torch.arange(window)[:, None])
-        self.register_buffer("size", torch.tensor([window]))
 
     def forward(self, latents: Tensor, valid_latents: Tensor, template: Tensor) -> Tensor:
         """latents [B, D, C] right-aligned, valid_latents [B] (D where larger), template [B, 3V]; vertices [B, V, 3]."""
-        valid_latents = torch.minimum(valid_latents, self.size)
-        oldest = (len(self.slots) - valid_latents)[:, None, None]
-        valid = self.slots >= oldest  # [B, D, 1]
-        # A sum rather than a product of matrices, which float16 graphs would round.
-        first = ((self.slots == oldest).to(latents.dtype) * latents).sum(1, keepdim=True)
-        x = self.pre(torch.where(valid, latents, first)).transpose(1, 2)
-        x = torch.cat([x[:, :, :1], x[:, :, :1], x, x[:, :, -1:], x[:, :, -1:]], dim=2)
-        x = F.leaky_relu(F.conv1d(x, self.conv_weight, self.conv_bias), self.slope).transpose(1, 2)
+        b, window, _ = latents.shape
+        count = torch.minimum(valid_latents, self.size)
+        taps = F.embedding(count, self.taps)
+        if b > 1:
+            taps = taps + self.voices
+        x = F.embedding(taps, self.pre(latents).flatten(0, 1)).view(b, window, -1)
+        x = F.leaky_relu(self.conv(x), self.slope)
         if self.instance_norm:
-            x = self._normalise(x, valid.to(x.dtype), valid_latents.to(x.dtype)[:, None, None])
+            x = self._normalise(x, F.embedding(count, self.valid), F.embedding(count, self.share))
         x = self.embedding(x)
-        mask = torch.where(valid, 0.0, MASKED).transpose(1, 2)[:, None]
+        mask = F.embedding(count, self.mask)[:, None, None]
         for block in self.blocks:
             x = block(x, mask)
-        return (template + self.to_vertices(x)[:, 0]).view(len(template), -1, 3)
+        return (template + self.to_vertices(x.view(b, -1))).view(b, -1, 3)
 
     @staticmethod
-    def _normalise(x: Tensor, valid: Tensor, count: Tensor) -> Tensor:
-        """InstanceNorm over the valid tokens of [B, D, h]: biased variance, no affine."""
-        centred = (x - (x * valid).sum(1, keepdim=True) / count) * valid
-        variance = centred.square().sum(1, keepdim=True) / count
-        return centred * torch.rsqrt(variance + INSTANCE_NORM_EPS)
+    def _normalise(x: Tensor, valid: Tensor, share: Tensor) -> Tensor:
+        """InstanceNorm of [B, D, h] over the `valid` tokens [B, D], each of which has its `share`; the others become
+        zero. Biased variance, no affine.
+        """
+        valid, share = valid[:, :, None], share[:, :, None]
+        centred = (x - (x * share).sum(1, keepdim=True)) * valid
+        variance = (centred.square() * share).sum(1, keepdim=True)
+        return centred * (variance + INSTANCE_NORM_EPS) ** -0.5
 
 
 class Frame(nn.Module):

@@ -27,13 +27,15 @@ from streamtalk_export.errors import ExportError
 
 PRODUCTS = frozenset(("Gemm", "MatMul", "Conv"))
 MOVES = frozenset(
-    "Reshape Transpose Slice Split Squeeze Unsqueeze Gather Concat Expand Flatten Identity Relu".split()
+    "Reshape Transpose Slice Split Squeeze Unsqueeze Gather GatherND Concat Expand Flatten Identity Pad Relu".split()
 )
 """Operators that are exact in any type: they take the type of their data."""
 STATISTICS = frozenset("InstanceNormalization ReduceMean ReduceSum Pow Log".split())
 """What measures a signal over time. After a division by a small deviation (InstanceNorm's gain reaches 300) the
 rounding of its input would be heard; a power spectrum squares its range out of float16's."""
-STOPS = frozenset(("LayerNormalization", "Softmax")) | PRODUCTS
+FUSED = frozenset("Attention BiasGelu Gelu LayerNormalization SkipLayerNormalization".split())
+"""What onnxruntime computes in float32 within one kernel, whatever it reads and writes."""
+STOPS = frozenset(("LayerNormalization", "SkipLayerNormalization", "Attention", "Softmax")) | PRODUCTS
 """Where the search for what a product feeds ends: these bring their input back to the order of 1."""
 FED_BACK = frozenset(("latent", "latents_out"))
 """Outputs of the sampler. Its last products stay float32: a stream feeds them back for ever."""
@@ -44,18 +46,30 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `model` with float16 inside and the same inputs and outputs. Raises ExportError."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    converter = _Converter(result)
-    for node in list(result.graph.node):
+    return convert(result, _shapes_known(model))
+
+
+def convert(model: onnx.ModelProto, known: Any, fused: dict[str, int] | None = None) -> onnx.ModelProto:
+    """Write float16 into `model`, of whose tensors `known` has types and shapes, as far as it has them. `fused` wants
+    it as `streamtalk_export.fused` does, and holds the types of tensors that are decided. Raises ExportError.
+    """
+    converter = _Converter(model, known, fused)
+    for node in list(model.graph.node):
         converter.convert(node)
-    rebuild(result, converter.nodes, converter.weights, "float16")
-    return result
+    rebuild(model, converter.nodes, converter.weights, "float16", None if fused is None else converter.types)
+    return model
 
 
 def rebuild(
-    model: onnx.ModelProto, nodes: list[Node], weights: dict[str, onnx.TensorProto], kind: str
+    model: onnx.ModelProto,
+    nodes: list[Node],
+    weights: dict[str, onnx.TensorProto],
+    kind: str,
+    types: dict[str, int] | None = None,
 ) -> None:
     """Give `model` these nodes and those of the weights that are read. Raises ExportError, which names the `kind`,
-    where that makes no valid graph."""
+    where that makes no valid graph. The `types` of tensors are noted where no standard could tell them.
+    """
     graph = model.graph
     read = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
     kept = [tensor for name, tensor in weights.items() if name in read]
@@ -63,8 +77,12 @@ def rebuild(
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
     graph.ClearField("value_info")
+    if types is not None:
+        told = {value.name for value in (*graph.input, *graph.output)}
+        made = [name for node in nodes for name in node.output if name in types and name not in told]
+        graph.value_info.extend(helper.make_tensor_value_info(name, types[name], None) for name in made)
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(model, full_check=types is None)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"{graph.name}: the {kind} graph is not valid: {error}") from error
 
@@ -72,21 +90,23 @@ def rebuild(
 class _Converter:
     """One pass over the nodes in order. `types` holds every float tensor's type so far."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, known: Any, fused: dict[str, int] | None) -> None:
         graph = model.graph
+        self.fused = fused
         self.weights = {tensor.name: tensor for tensor in graph.initializer}
         self.types: dict[str, int] = {
             value.name: TensorProto.FLOAT
             for value in graph.input
             if value.type.tensor_type.elem_type == TensorProto.FLOAT
         }
-        known = _shapes_known(model)
-        self.floats = _tensors_of(known, TensorProto.FLOAT)
+        self.floats = _tensors_of(known, TensorProto.FLOAT) | _tensors_of(graph, TensorProto.FLOAT)
         self.lengths = _lengths(known)
         self.outputs = {value.name for value in graph.output}
         self.nodes: list[Node] = []
         self.casts: dict[tuple[str, int], str] = {}
         self.islands = islands(graph)
+        self.normalised: set[str] = set()
+        """What a statistic has brought back to the order of 1, where the float16 of others may begin."""
         self.fresh = ""
         """What the node before this one made, if it multiplied a weight."""
 
@@ -107,6 +127,8 @@ class _Converter:
                 self.floats.add(half)
                 renamed.append((half, name))
         self.nodes.extend(self._written(node, wanted))
+        if self.fused is not None and node.op_type == "InstanceNormalization":
+            self.normalised.add(node.output[0])
         # Attention scores, which multiply no weight, do not count.
         weighted = node.op_type in PRODUCTS and any(name in self.weights for name in node.input)
         self.fresh = node.output[0] if weighted else ""
@@ -115,28 +137,30 @@ class _Converter:
             self.types[name] = TensorProto.FLOAT
 
     def _written(self, node: Node, wanted: int) -> list[Node]:
-        """The node; a convolution for which onnxruntime's cuDNN has nothing good as a product of matrices.
-
-        Those are float32 ones (180 us for the decoder's on an H200), and grouped ones in float16, of which its
-        heuristics know none as wide as HuBERT's (128 taps, 16 groups; seen with cuDNN 9.19). What TensorRT makes of
-        either form was not measured.
+        """The node; a grouped float16 convolution as a product of matrices: the heuristics of onnxruntime's cuDNN know
+        none as wide as HuBERT's (128 taps, 16 groups; seen with cuDNN 9.19).
         """
-        if node.op_type != "Conv" or node.input[1] not in self.weights:
-            return [node]
-        grouped = any(a.name == "group" and a.i > 1 for a in node.attribute)
-        length = self.lengths.get(node.input[0].removesuffix("_float").removesuffix("_half"))
-        if length is None or grouped != (wanted == TensorProto.FLOAT16):
+        grouped = node.op_type == "Conv" and any(a.name == "group" and a.i > 1 for a in node.attribute)
+        length = self.lengths.get(node.input[0].removesuffix("_half"))
+        if not grouped or wanted != TensorProto.FLOAT16 or length is None:
             return [node]
         return as_product(node, self.weights, length)
 
     def _is_half(self, node: Node) -> bool:
         data = [name for name in node.input if name in self.floats and name not in self.weights]
-        halves = [self.types.get(name) == TensorProto.FLOAT16 for name in data]
+        halves = [self.types.get(name) == TensorProto.FLOAT16 or name in self.normalised for name in data]
+        weights = [self.weights[name] for name in node.input if name in self.weights]
         if node.op_type in PRODUCTS:
-            weights = [self.weights[name] for name in node.input if name in self.weights]
-            return node.output[0] not in self.islands and all(map(_fits, weights))
+            mixed = self.fused is not None and not weights and not all(halves)  # where a cast costs more than it saves
+            return node.output[0] not in self.islands and not mixed and all(map(_fits, weights))
+        if self.fused is not None and node.output[0] in self.fused:
+            return self.fused[node.output[0]] == TensorProto.FLOAT16
+        if self.fused is not None and node.op_type in FUSED:
+            return all(map(_fits, weights))
         if node.op_type in MOVES:
             return bool(halves) and all(halves)
+        if self.fused is not None and node.op_type not in STATISTICS:
+            return bool(halves) and all(halves) and all(map(_fits, weights))
         # A bias that follows its product; a residual sum has two activations and is float32.
         return node.op_type == "Add" and len(data) == 1 and all(halves) and data[0] == self.fresh
 
@@ -206,7 +230,8 @@ def hold_roundings(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    halves = _tensors_of(_shapes_known(model), TensorProto.FLOAT16)
+    known = onnx.shape_inference.infer_shapes(model).graph  # what no standard knows, the graph notes itself
+    halves = _tensors_of(known, TensorProto.FLOAT16)
     nodes: list[Node] = []
     for node in list(result.graph.node):
         nodes.append(node)

@@ -86,11 +86,13 @@ class HubertEncoder(nn.Module):
         for index, layer in enumerate(self.hubert.feature_extractor.conv_layers):
             x = layer.conv(x)
             if index == 0:
-                x = layer.layer_norm(x)
-                if gain is not None:
+                norm = layer.layer_norm
+                if gain is None:
+                    x = norm(x)
+                else:
                     # Towards the bias, which is what digital silence gives.
-                    silent = layer.layer_norm.bias[:, None]
-                    x = silent + gain * (x - silent)
+                    x = F.instance_norm(x, eps=norm.eps)  # a group is a channel
+                    x = x * (gain * norm.weight[:, None]) + norm.bias[:, None]
             x = layer.activation(x)
         projection = self.hubert.feature_projection
         x = x.transpose(1, 2)

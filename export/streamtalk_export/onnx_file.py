@@ -17,6 +17,7 @@ from streamtalk.manifest import Graph, Precision, sha256_of
 from streamtalk.manifest import Tensor as TensorInfo
 from streamtalk_export.eight_bit import to_int8
 from streamtalk_export.errors import ExportError
+from streamtalk_export.fused import to_fused
 from streamtalk_export.half import to_half
 
 OPSET = 18
@@ -84,6 +85,8 @@ def write_reduced(directory: Path, graph: Graph, precision: Precision) -> Graph:
     if precision == "fp16":
         model = to_half(model)
         _check(model, path.name)
+    elif precision == "fused":
+        model = to_fused(model)
     else:
         model = to_int8(model)
     return save_graph(model, path.with_suffix(f".{precision}.onnx"), precision)

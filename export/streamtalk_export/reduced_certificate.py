@@ -6,8 +6,8 @@ that (its order of summation, a kernel that is wrong) is for the probe.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +39,10 @@ class Bounds:
         )
 
 
+HALF_BOUNDS = Bounds(0.05, 0.2, 0.01, 0.04)
 BOUNDS: dict[Precision, Bounds] = {
-    "fp16": Bounds(0.05, 0.2, 0.01, 0.04),
+    "fp16": HALF_BOUNDS,
+    "fused": HALF_BOUNDS,
     "int8": Bounds(0.1, 0.5, 0.1, 0.2),
 }
 """float16: below what a face shows, and a tenth of what streaming features cost. int8: about twice what VOCASET's
@@ -68,14 +70,78 @@ class _Motion:
         return float(np.sqrt(variance.sum(-1).mean()))
 
 
+class _Reduced:
+    """The stream at one precision, beside the float32 one."""
+
+    def __init__(
+        self, directory: Path, manifest: Manifest, precision: Precision, start_latent: Array
+    ) -> None:
+        self.precision, self._manifest = precision, manifest
+        self._graphs = Graphs(directory, manifest, precision)
+        self._stream, self._free = (Stream(manifest, start_latent) for _ in range(2))
+        self._own_encoder = precision != "int8" or AUDIO_ENCODER in INT8_GRAPHS
+        self._errors: list[Array] = []
+        self._free_errors: list[Array] = []
+        self._features: Array = np.empty(0)
+
+    def hear(self, window: Array, exact: Array) -> None:
+        """Encode a hop; `exact` is what float32 made of it."""
+        own = self._own_encoder
+        self._features = self._graphs.run(AUDIO_ENCODER, pcm=window)[0] if own else exact
+
+    def frame(self, place: int, probe: Probe, exact: Stream) -> tuple[Array, Array]:
+        """Vertices of frame `place` of the hop: where judged, and where left to itself, if that is another."""
+        feature = self._features[place]
+        if self._manifest.folded:
+            made = next_frame(self._graphs, self._stream, feature, probe)
+            return made, made[:0]
+        self._stream.cache, self._stream.latents = exact.cache, exact.latents
+        made = next_frame(self._graphs, self._stream, feature, probe)
+        return made, next_frame(self._graphs, self._free, feature, probe)
+
+    def judge(self, made: tuple[Array, Array], want: Array) -> None:
+        """Keep how far off a frame was."""
+        self._errors.append(_distance(made[0], want))
+        if len(made[1]):
+            self._free_errors.append(_distance(made[1], want))
+
+    def lines(self, rms_mm: float) -> list[Parity]:
+        """Of the certificate, for a model that moves this much."""
+        to_mm = 1000 * self._manifest.metres_per_unit
+        error = np.concatenate(self._errors) * to_mm
+        limits = BOUNDS[self.precision].limits_mm(rms_mm)
+        # A NaN must miss its bound: numpy's quantile and max carry it on.
+        lines: list[tuple[str, float, float | None]] = [
+            ("vertex_error_p99_mm", float(np.quantile(error, QUANTILE)), limits.p99),
+            ("vertex_error_max_mm", float(error.max()), limits.max),
+            ("rms_motion_mm", rms_mm, None),
+        ]
+        if self._free_errors:
+            free = np.concatenate(self._free_errors) * to_mm
+            lines += [
+                ("closed_loop_vertex_error_p50_mm", float(np.median(free)), None),
+                ("closed_loop_vertex_error_p99_mm", float(np.quantile(free, QUANTILE)), None),
+            ]
+        return [
+            Parity(
+                subject=graph_key(FRAME, self.precision),
+                quantity=name,
+                frames=len(self._errors),
+                measured=value,
+                bound=bound,
+            )
+            for name, value, bound in lines
+        ]
+
+
 def certify_reduced(
     directory: Path,
     manifest: Manifest,
     identity: dict[str, Array],
-    precision: Precision,
+    precisions: Sequence[Precision],
     seconds: float = STREAM_SECONDS,
 ) -> list[Parity]:
-    """Vertex errors of the stream at a precision against the float32 one, encoder included where the precision has
+    """Vertex errors of the stream at each precision against the float32 one, encoder included where the precision has
     one; the caller enforces.
 
     A folded head is judged in a closed loop. A nonlinear one may draw events: where a blink hangs by a hair, a
@@ -83,46 +149,20 @@ def certify_reduced(
     what its closed loop came to is told beside them, without a bound.
     """
     probe = Probe.make(manifest, seconds, identity)
-    own_encoder = precision != "int8" or AUDIO_ENCODER in INT8_GRAPHS
-    exact_graphs, graphs = Graphs(directory, manifest), Graphs(directory, manifest, precision)
-    exact, reduced, free = (Stream(manifest, probe.start_latent) for _ in range(3))
-    motion, errors, free_errors = _Motion(), [], []
+    graphs, exact, motion = Graphs(directory, manifest), Stream(manifest, probe.start_latent), _Motion()
+    reduced = [_Reduced(directory, manifest, precision, probe.start_latent) for precision in precisions]
     for window in probe.windows(manifest):
-        heard = exact_graphs.run(AUDIO_ENCODER, pcm=window)[0]
-        own = graphs.run(AUDIO_ENCODER, pcm=window)[0] if own_encoder else heard
-        for feature, rounded in islice(zip(heard, own, strict=True), len(probe.noise) - exact.frame):
-            if not manifest.folded:
-                reduced.cache, reduced.latents = exact.cache, exact.latents
-            want = next_frame(exact_graphs, exact, feature, probe)
-            errors.append(_distance(next_frame(graphs, reduced, rounded, probe), want))
-            if not manifest.folded:
-                free_errors.append(_distance(next_frame(graphs, free, rounded, probe), want))
+        heard = graphs.run(AUDIO_ENCODER, pcm=window)[0]
+        for one in reduced:
+            one.hear(window, heard)
+        for place, feature in enumerate(heard[: len(probe.noise) - exact.frame]):
+            made = [one.frame(place, probe, exact) for one in reduced]  # before the state moves on
+            want = next_frame(graphs, exact, feature, probe)
             motion.add(want)
-    to_mm = 1000 * manifest.metres_per_unit
-    error, rms = np.concatenate(errors) * to_mm, motion.rms() * to_mm
-    limits = BOUNDS[precision].limits_mm(rms)
-    # A NaN must miss its bound: numpy's quantile and max carry it on.
-    lines: list[tuple[str, float, float | None]] = [
-        ("vertex_error_p99_mm", float(np.quantile(error, QUANTILE)), limits.p99),
-        ("vertex_error_max_mm", float(error.max()), limits.max),
-        ("rms_motion_mm", rms, None),
-    ]
-    if free_errors:
-        error = np.concatenate(free_errors) * to_mm
-        lines += [
-            ("closed_loop_vertex_error_p50_mm", float(np.median(error)), None),
-            ("closed_loop_vertex_error_p99_mm", float(np.quantile(error, QUANTILE)), None),
-        ]
-    return [
-        Parity(
-            subject=graph_key(FRAME, precision),
-            quantity=name,
-            frames=len(errors),
-            measured=value,
-            bound=bound,
-        )
-        for name, value, bound in lines
-    ]
+            for one, own in zip(reduced, made, strict=True):
+                one.judge(own, want)
+    rms_mm = motion.rms() * 1000 * manifest.metres_per_unit
+    return [line for one in reduced for line in one.lines(rms_mm)]
 
 
 def _distance(got: Array, want: Array) -> Array:

@@ -23,7 +23,8 @@ left and right corner [2], left and right eye's upper and lower margin [2, 2].""
 
 FRAME = "frame"
 AUDIO_ENCODER = "audio_encoder"
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "fused", "int8"]
+"""`fused` is float16 in onnxruntime's own operators, for its GPU backend alone."""
 
 
 class Tensor(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

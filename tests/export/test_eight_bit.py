@@ -100,7 +100,7 @@ def test_the_bundled_graphs(bundled_int8: Reduced, bundled: Path) -> None:
 
 
 def test_the_bundled_stream_in_8_bits(bundled_int8: Reduced) -> None:
-    p99, largest, motion = certify_reduced(*bundled_int8, "int8", SECONDS)[:3]
+    p99, largest, motion = certify_reduced(*bundled_int8, ["int8"], SECONDS)[:3]
     bounds = BOUNDS["int8"]
     assert p99.subject == "frame.int8"
     assert (p99.bound, largest.bound) == (bounds.p99_mm, bounds.max_mm)
@@ -144,5 +144,5 @@ def test_a_preset_stream_in_8_bits(
     monkeypatch.setattr(eight_bit, "SMALLEST", 1)
     source = exported(golden, "ddim").directory
     made = with_reduced(source, tmp_path / "m", "int8", ["frame"])
-    p99, _, motion = certify_reduced(*made, "int8", SECONDS)
+    p99, _, motion = certify_reduced(*made, ["int8"], SECONDS)
     assert 0 < p99.measured <= SMALL_SHARE * motion.measured

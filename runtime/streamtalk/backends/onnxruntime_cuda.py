@@ -22,12 +22,13 @@ from streamtalk.backends.onnxruntime_cpu import first_line, tensors_of
 from streamtalk.cuda.backend import CudaBackend
 from streamtalk.cuda.driver import Driver, Handle, open_driver
 from streamtalk.cuda.engine import Plan, size_bytes
-from streamtalk.engine_file import PRECISIONS
 from streamtalk.errors import BackendError, MissingDependencyError
-from streamtalk.manifest import AUDIO_ENCODER, FRAME, Graph, Manifest, graph_key, verified
+from streamtalk.manifest import AUDIO_ENCODER, FRAME, Graph, Manifest, Precision, graph_key, verified
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
+FORMS: tuple[Precision, ...] = ("fused", "fp16", "fp32")
+"""Which graphs to run, the first that an export has."""
 WARNING, FATAL = 2, 4
 """Levels of onnxruntime's loggers."""
 GRAPHS_FROM = (1, 31, 1)
@@ -52,8 +53,9 @@ def load(directory: Path, manifest: Manifest) -> CudaBackend:
             f"{NAME} works in the GPU's primary context only, and another one is current: with PyCUDA import "
             "pycuda.autoprimaryctx, or use a TensorRT backend."
         )
-    precision = next(p for p in PRECISIONS if graph_key(FRAME, p) in manifest.graphs)
-    graphs = [manifest.graphs[graph_key(name, precision)] for name in (AUDIO_ENCODER, FRAME)]
+    form = next(p for p in FORMS if graph_key(FRAME, p) in manifest.graphs)
+    precision: Precision = "fp32" if form == "fp32" else "fp16"
+    graphs = [manifest.graphs[graph_key(name, form)] for name in (AUDIO_ENCODER, FRAME)]
     encoder, frame = (CudaSession(runtime, directory, graph, driver) for graph in graphs)
     how = "" if encoder.captured and frame.captured else ", kernel by kernel"
     description = f"onnxruntime {runtime.__version__}{how}, {precision}, {driver.description}"
@@ -142,6 +144,8 @@ class CudaSession:
             # TF32 has float16's mantissa: left on, it would undo every float32 island.
             "use_tf32": "0",
             "cudnn_conv_algo_search": self.search,
+            # Sums before a LayerNorm in float32, as the graph's certificate has them; not so before release 1.27.
+            "enable_skip_layer_norm_strict_mode": "1",
         }
         try:
             # In the driver's context, where a capture in another thread does not forbid to allocate. Without the
