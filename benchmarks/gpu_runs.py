@@ -20,7 +20,7 @@ from streamtalk.cuda.driver import Driver
 from streamtalk.cuda.engine import DeviceEngine, Plan, size_bytes
 from streamtalk.cuda.tensorrt import Library
 from streamtalk.engine_file import find_engines
-from streamtalk.manifest import Manifest, graph_key
+from streamtalk.manifest import AUDIO_ENCODER, FRAME, Manifest, graph_key
 
 Seconds = npt.NDArray[np.float64]
 SEED = 0
@@ -81,6 +81,9 @@ def stage_engine(folder: Path, backend: CudaBackend, name: str) -> DeviceEngine:
     """The graph `name` as `backend` runs its own. Raises BackendError and ModelError where the export has none."""
     manifest, driver = backend.manifest, backend.driver
     if backend.name == onnxruntime_cuda.NAME:
+        own = {AUDIO_ENCODER: backend.encoder, FRAME: backend.frame}
+        if name in own:
+            return own[name]
         session = backend.frame
         assert isinstance(session, onnxruntime_cuda.CudaSession)
         graph = manifest.graphs[graph_key(name, backend.precision)]

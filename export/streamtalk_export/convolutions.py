@@ -81,10 +81,7 @@ def as_product(node: Node, weights: Weights, length: int) -> list[Node]:
         value = shaped("sums", value, groups, sums * blocks, outputs)
         starts = np.add.outer(np.arange(made), block * np.arange(blocks)) * blocks + np.arange(blocks)
         value = put("Gather", value, constant("blocks", starts), axis=2)
-        # Sums as a product too: onnxruntime's float16 reductions take three kernels and float32.
-        ones = numpy_helper.to_array(weights[weight]).dtype.type(1)
-        value = put("MatMul", constant("ones", np.full((1, blocks), ones)), value)
-        value = shaped("summed", value, groups, made, outputs)
+        value = put("ReduceSum", value, constant("block_axis", np.array([3])), keepdims=0)
     if bias:
         row = numpy_helper.to_array(weights[bias[0]]).reshape(groups, 1, -1)
         value = put("Add", value, constant("bias", row))

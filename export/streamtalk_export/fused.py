@@ -26,8 +26,6 @@ OPERATORS = frozenset("Attention BiasGelu Gelu SkipLayerNormalization".split())
 TILE = 8
 """onnxruntime's attention in one kernel wants a biased window to be a multiple of it."""
 MASKED = -1e4
-NARROW = 8
-"""Channels below which a convolution stays one: its rows would be too short for the GPU's products."""
 
 
 def to_fused(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -69,9 +67,6 @@ class _Fusion:
             self._gelu,
             self._normalised_sum,
             self._weighted_sum,
-            self._convolution,
-            self._moved_behind,
-            self._moved_back,
             self._cached,
         )
         for find in finders:
@@ -204,7 +199,9 @@ class _Fusion:
             root = self._root(tokens)
             self._after(root, "Pad", self._weight(f"{root}_pads", np.array([0, front, 0, 0, 0, 0])))
             sides = self._weight(f"{mask}_pads", np.array([0, 0, 0, front, 0, 0, 0, 0]))
-            mask = self._after(mask, "Pad", sides, self._weight(f"{mask}_value", np.array(MASKED, np.float32)))
+            mask = self._after(
+                mask, "Pad", sides, self._weight(f"{mask}_value", np.array(MASKED, np.float32))
+            )
         square = self._weight(f"{mask}_shape", np.array([batch, 1, length + front, length + front]))
         self.mask = self._float(f"{mask}_square")
         self._insert(mask, helper.make_node("Expand", [mask, square], [self.mask]))
@@ -280,9 +277,7 @@ class _Fusion:
         if self.readers[total.output[0]] > 1:
             wanted += ["", "", total.output[0]]
         epsilon = next(a.f for a in norm.attribute if a.name == "epsilon")
-        fused = helper.make_node(
-            "SkipLayerNormalization", inputs, wanted, domain=DOMAIN, epsilon=epsilon
-        )
+        fused = helper.make_node("SkipLayerNormalization", inputs, wanted, domain=DOMAIN, epsilon=epsilon)
         self._replace(total, fused)
         self.nodes = [node for node in self.nodes if node is not norm]
 
@@ -322,67 +317,6 @@ class _Fusion:
             helper.make_node("MatMul", [row, x], list(total.output)),
         ]
 
-    # Convolutions
-
-    def _convolution(self, node: Node) -> None:
-        """A convolution as the product of rows of taps: cuDNN would turn tensor and weight around at every run."""
-        if node.op_type != "Conv" or len(node.input) != 2 or node.input[1] not in self.weights:
-            return
-        x, weight = node.input
-        settings: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        kernels = self._array(weight)
-        if kernels.ndim != 3 or settings.get("group", 1) > 1 or any(settings.get("pads", [0])):
-            return
-        outputs, channels, taps = kernels.shape
-        (stride,), (dilation,) = settings.get("strides", [1]), settings.get("dilations", [1])
-        if channels < NARROW or dilation > 1:
-            return
-        (output,) = node.output
-        batch, _, made = self.shapes[output]
-        turned, rows, product = (self._float(f"{output}_{name}") for name in ("turned", "rows", "product"))
-        nodes = [helper.make_node("Transpose", [x], [turned], perm=[0, 2, 1])]
-        if taps == stride:
-            ends = [self._weight(f"{output}_{n}", np.array([v])) for n, v in (("from", 0), ("to", made * taps))]
-            axis = self._weight(f"{output}_axis", np.array([1]))
-            taken = self._float(f"{output}_taken")
-            nodes.append(helper.make_node("Slice", [turned, *ends, axis], [taken]))
-        else:
-            places = np.arange(made)[:, None] * stride + np.arange(taps)
-            taken = self._float(f"{output}_taken")
-            index = self._weight(f"{output}_places", places.reshape(-1))
-            nodes.append(helper.make_node("Gather", [turned, index], [taken], axis=1))
-        shape = self._weight(f"{output}_shape", np.array([batch, made, taps * channels]))
-        side = self._weight(f"{output}_side_by_side", kernels.transpose(2, 1, 0).reshape(-1, outputs))
-        nodes += [
-            helper.make_node("Reshape", [taken, shape], [rows]),
-            helper.make_node("MatMul", [rows, side], [product]),
-            helper.make_node("Transpose", [product], [output], perm=[0, 2, 1]),
-        ]
-        place = self.nodes.index(node)
-        self.nodes[place : place + 1] = nodes
-
-    def _moved_behind(self, gelu: Node) -> None:
-        """GELU before what turns its input, so that turns meet."""
-        turn = self._by(gelu.input[0], "Transpose") if gelu.op_type == "Gelu" else None
-        if turn is None or self.readers[turn.output[0]] != 1:
-            return
-        early = self._float(f"{gelu.output[0]}_early")
-        place = self.nodes.index(gelu)
-        self.nodes[place : place + 1] = [
-            helper.make_node("Gelu", [turn.input[0]], [early], domain=DOMAIN),
-            helper.make_node("Transpose", [early], list(gelu.output), perm=_perm(turn)),
-        ]
-
-    def _moved_back(self, second: Node) -> None:
-        """Two turns that undo each other."""
-        first = self._by(second.input[0], "Transpose") if second.op_type == "Transpose" else None
-        if first is None or [_perm(first)[i] for i in _perm(second)] != list(range(len(_perm(first)))):
-            return
-        for node in self.nodes:
-            for place, read in enumerate(node.input):
-                if read == second.output[0]:
-                    node.input[place] = first.input[0]
-
     # The cache
 
     def _cached(self, concat: Node) -> None:
@@ -404,7 +338,3 @@ class _Fusion:
             split = node if node.op_type == "Split" else split
             name = node.input[0]
         return name, split
-
-
-def _perm(transpose: Node) -> list[int]:
-    return next(list(a.ints) for a in transpose.attribute if a.name == "perm")

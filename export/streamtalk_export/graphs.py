@@ -52,7 +52,8 @@ class PredictorLayer(nn.Module):
         the scores. Returns the token, and keys and values with its own behind them.
         """
         b, width = x.shape
-        q, key, value = self.qkv(x).view(b, 3, self.heads, 1, width // self.heads).split(1, dim=1)
+        qkv = self.qkv(x).view(b, 3, self.heads, 1, width // self.heads)
+        q, key, value = torch.split(qkv, 1, dim=1)
         keys, values = torch.cat([keys, key], dim=3), torch.cat([values, value], dim=3)
         weights = torch.softmax(q @ keys.transpose(-1, -2) + bias, dim=-1)
         x = self.norm1(x + self.out((weights @ values).view(b, width)))
@@ -93,7 +94,7 @@ class ConditionPredictor(nn.Module):
         x = self.latent_map(previous_latent) + style + F.embedding(position, self.positions)
         cross = self.cross(audio_feature).chunk(len(self.layers), dim=-1)
         bias = F.embedding(valid_frames, self.bias).view(len(x), 1, self.heads, 1, -1)
-        past = kv_cache[:, :, :, :, 1:].flatten(1, 2).split(1, dim=1)
+        past = torch.split(kv_cache[:, :, :, :, 1:].flatten(1, 2), 1, dim=1)
         cache: list[Tensor] = []
         for i, layer in enumerate(self.layers):
             x, keys, values = layer(x, cross[i], past[2 * i], past[2 * i + 1], bias)

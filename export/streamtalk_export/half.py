@@ -148,10 +148,12 @@ class _Converter:
 
     def _is_half(self, node: Node) -> bool:
         data = [name for name in node.input if name in self.floats and name not in self.weights]
-        halves = [self.types.get(name) == TensorProto.FLOAT16 or name in self.normalised for name in data]
+        halves = [self.types.get(name) == TensorProto.FLOAT16 for name in data]
         weights = [self.weights[name] for name in node.input if name in self.weights]
         if node.op_type in PRODUCTS:
-            mixed = self.fused is not None and not weights and not all(halves)  # where a cast costs more than it saves
+            mixed = (
+                self.fused is not None and not weights and not all(halves)
+            )  # where a cast costs more than it saves
             return node.output[0] not in self.islands and not mixed and all(map(_fits, weights))
         if self.fused is not None and node.output[0] in self.fused:
             return self.fused[node.output[0]] == TensorProto.FLOAT16
@@ -160,7 +162,8 @@ class _Converter:
         if node.op_type in MOVES:
             return bool(halves) and all(halves)
         if self.fused is not None and node.op_type not in STATISTICS:
-            return bool(halves) and all(halves) and all(map(_fits, weights))
+            begins = any(name in self.normalised for name in data)
+            return (begins or (bool(halves) and all(halves))) and all(map(_fits, weights))
         # A bias that follows its product; a residual sum has two activations and is float32.
         return node.op_type == "Add" and len(data) == 1 and all(halves) and data[0] == self.fresh
 

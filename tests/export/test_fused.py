@@ -111,7 +111,7 @@ def test_the_bundled_stream(bundled: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scaled_by", ["a number", "a row"])
 def test_another_attention_stays_as_it_is(scaled_by: str) -> None:
-    """One whose scores are scaled key by key, and one whose keys come from elsewhere, are not what the operator does."""
+    """One whose scores are scaled key by key, and one whose keys come from elsewhere: the operator does neither."""
     T, h = 6, 8
     rng = np.random.default_rng(0)
 

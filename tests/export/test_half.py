@@ -105,8 +105,10 @@ def ran(model: onnx.ModelProto, seed: int = 0) -> list[Array]:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(seed)
     kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
-    feeds = {
-        i.name: (rng.standard_normal(i.shape) if "float" in i.type else np.ones(i.shape)).astype(kinds[i.type])
+    feeds: dict[str, Array] = {
+        i.name: (rng.standard_normal(i.shape) if "float" in i.type else np.ones(i.shape)).astype(
+            kinds[i.type]
+        )
         for i in session.get_inputs()
     }
     outputs: list[Array] = session.run(None, feeds)

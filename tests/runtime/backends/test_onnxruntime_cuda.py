@@ -6,12 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from streamtalk.backends import onnxruntime_cuda
 from streamtalk.backends.onnxruntime_cuda import SEARCHES, CudaSession
 from streamtalk.errors import BackendError
-from streamtalk.manifest import FRAME, read_manifest
+from streamtalk.manifest import FRAME, Precision, graph_key, read_manifest
 from tests.runtime.cuda.fake import FakeDriver
 from tests.runtime.toy import Toy
 
@@ -110,3 +111,29 @@ def test_it_is_quiet_while_it_tries_and_no_longer(opened: Any) -> None:
     runtime = Runtime(SEARCHES[:1])
     opened(runtime, FakeDriver())
     assert runtime.levels == [onnxruntime_cuda.FATAL, onnxruntime_cuda.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("forms", "taken", "precision"), [(("fused", "fp16"), "fused", "fp16"), ((), "fp32", "fp32")]
+)
+def test_graphs_in_its_own_operators_come_first(
+    forms: tuple[Precision, ...],
+    taken: Precision,
+    precision: Precision,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    directory = Toy().write(tmp_path / "engine")
+    manifest = read_manifest(directory)
+    more = {
+        graph_key(name, form): msgspec.structs.replace(graph, precision=form)
+        for name, graph in manifest.graphs.items()
+        for form in forms
+    }
+    manifest = msgspec.structs.replace(manifest, graphs={**manifest.graphs, **more})
+    monkeypatch.setattr(onnxruntime_cuda, "compare", lambda *_: None)
+    monkeypatch.setattr(onnxruntime_cuda, "open_driver", FakeDriver)
+    monkeypatch.setattr(onnxruntime_cuda, "_onnxruntime", Runtime)
+    backend = onnxruntime_cuda.load(directory, manifest)
+    assert (backend.encoder.graph.precision, backend.frame.graph.precision) == (taken, taken)
+    assert backend.precision == precision  # which the probe's limits are kept by
