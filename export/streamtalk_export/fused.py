@@ -55,8 +55,8 @@ class _Fusion:
         values = (*known.input, *known.output, *known.value_info)
         self.shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
         self.nodes: list[Node] = list(self.graph.node)
-        self.mask = ""
-        """The attention bias that all blocks share, once one was made."""
+        self.mask = self.masked_by = ""
+        """The attention bias that all blocks share, once one was made, and what they have for it now."""
         self.types: dict[str, int] = {}
         """Of tensors that those who read them decide."""
 
@@ -114,6 +114,11 @@ class _Fusion:
             return None
         return (rest[0], first) if first in self.weights else (first, rest[0])
 
+    def _is(self, node: Node, number: float) -> bool:
+        """Whether the second input of a node is this number."""
+        given = self._array(node.input[1]) if node.input[1] in self.weights else np.empty(0)
+        return given.size == 1 and abs(float(given.item()) - number) < 1e-6
+
     def _float(self, name: str) -> str:
         """A tensor that was not there before."""
         self.known.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
@@ -123,7 +128,8 @@ class _Fusion:
 
     def _attention(self, softmax: Node) -> None:
         """`softmax(scale q k + mask) v` of one tensor's tokens: one operator, product with the weights included."""
-        if softmax.op_type != "Softmax":
+        shape = self.shapes.get(softmax.output[0], [])
+        if softmax.op_type != "Softmax" or len(shape) != 4 or shape[2] != shape[3]:
             return
         scores, mask, scale = self._scores(softmax.input[0])
         out = self._only_reader(softmax.output[0], "MatMul")
@@ -131,18 +137,26 @@ class _Fusion:
         last = merged and self._only_reader(merged.output[0], "Reshape")
         if scores is None or out is None or last is None or out.input[0] != softmax.output[0]:
             return
-        parts = [self._projection(name) for name in (*scores.input, out.input[1])]
-        found = [part for part in parts if part is not None]
+        operands = (*scores.input, out.input[1])
+        found = [part for name in operands if (part := self._projection(name)) is not None]
         if len(found) != 3 or len({part[0] for part in found}) != 1:
             return
         tokens = found[0][0]
-        heads = self.shapes[softmax.output[0]][1]
+        batch, heads, length, _ = shape
+        width = len(found[0][1]) // heads
+        rows, columns = [batch, heads, length, width], [batch, heads, width, length]
+        if [self.shapes.get(name) for name in operands] != [rows, columns, rows]:
+            return
+        if self.shapes.get(last.output[0]) != self.shapes.get(tokens) or (
+            self.mask and mask != self.masked_by
+        ):
+            return
         weight = self._weight(f"{last.output[0]}_qkv", np.concatenate([part[1] for part in found], axis=1))
         bias = self._weight(f"{last.output[0]}_qkv_bias", np.concatenate([part[2] for part in found]))
         inputs = [tokens, weight, bias]
         if mask:
             if not self.mask:
-                self._make_mask(mask, tokens)
+                self.masked_by = self._make_mask(mask, tokens)
             inputs += ["", "", self.mask]
         self._replace(
             last,
@@ -185,9 +199,10 @@ class _Fusion:
             return None
         return product.input[0], weight, np.zeros(len(weight), np.float32) if bias is None else bias
 
-    def _make_mask(self, mask: str, tokens: str) -> None:
+    def _make_mask(self, mask: str, tokens: str) -> str:
         """Bring the mask [B, 1, 1, T] of all blocks to what the operator wants, [B, 1, T, T]. Where T is no multiple
         of `TILE`, masked tokens stand before all others: the one-kernel attention is worth far more than they cost.
+        Returns what the blocks add to their scores from then on.
         """
         maker = mask
         while (node := self._by(maker, "Transpose", "Unsqueeze", "Reshape")) is not None:
@@ -205,6 +220,7 @@ class _Fusion:
         square = self._weight(f"{mask}_shape", np.array([batch, 1, length + front, length + front]))
         self.mask = self._float(f"{mask}_square")
         self._insert(mask, helper.make_node("Expand", [mask, square], [self.mask]))
+        return mask
 
     def _after(self, name: str, operator: str, *more: str) -> str:
         """Let all readers of the tensor `name` read what the operator makes of it; returns that."""
@@ -237,13 +253,13 @@ class _Fusion:
 
     def _gelu(self, last: Node) -> None:
         """`x (1 + erf(x / sqrt 2)) / 2`, as `onnx_file` writes it, and the bias before it."""
-        if last.op_type != "Mul" or last.input[1] not in self.weights:
-            return
-        doubled = self._by(last.input[0], "Mul")
+        doubled = self._by(last.input[0], "Mul") if last.op_type == "Mul" else None
         added = doubled and self._by(doubled.input[1], "Add")
         erf = added and self._by(added.input[0], "Erf")
-        scaled = erf and self._by(erf.input[0], "Div", "Mul")
-        if doubled is None or scaled is None or scaled.input[0] != doubled.input[0]:
+        scaled = erf and self._by(erf.input[0], "Div")
+        if doubled is None or added is None or scaled is None or scaled.input[0] != doubled.input[0]:
+            return
+        if not (self._is(last, 0.5) and self._is(added, 1.0) and self._is(scaled, 2**0.5)):
             return
         x = doubled.input[0]
         biased = self._by(x, "Add")

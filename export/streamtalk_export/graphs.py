@@ -111,7 +111,7 @@ class FoldedHead(nn.Module):
         self.affine = frozen_linear(torch.cat([affine.from_noise, affine.from_condition], 1), affine.offset)
 
     def forward(self, noise: Tensor, condition: Tensor) -> Tensor:
-        return self.affine(torch.cat([noise, condition], dim=1))
+        return self.affine(torch.cat([noise, condition], dim=-1))
 
 
 class UnrolledHead(nn.Module):
@@ -236,9 +236,7 @@ class NewestFrameDecoder(nn.Module):
         """latents [B, D, C] right-aligned, valid_latents [B] (D where larger), template [B, 3V]; vertices [B, V, 3]."""
         b, window, _ = latents.shape
         count = torch.minimum(valid_latents, self.size)
-        taps = F.embedding(count, self.taps)
-        if b > 1:
-            taps = taps + self.voices
+        taps = F.embedding(count, self.taps) + self.voices
         x = F.embedding(taps, self.pre(latents).flatten(0, 1)).view(b, window, -1)
         x = F.leaky_relu(self.conv(x), self.slope)
         if self.instance_norm:

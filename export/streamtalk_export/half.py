@@ -27,7 +27,7 @@ from streamtalk_export.errors import ExportError
 
 PRODUCTS = frozenset(("Gemm", "MatMul", "Conv"))
 MOVES = frozenset(
-    "Reshape Transpose Slice Split Squeeze Unsqueeze Gather GatherND Concat Expand Flatten Identity Pad Relu".split()
+    "Reshape Transpose Slice Split Squeeze Unsqueeze Gather Concat Expand Flatten Identity Pad Relu".split()
 )
 """Operators that are exact in any type: they take the type of their data."""
 STATISTICS = frozenset("InstanceNormalization ReduceMean ReduceSum Pow Log".split())
@@ -151,9 +151,8 @@ class _Converter:
         halves = [self.types.get(name) == TensorProto.FLOAT16 for name in data]
         weights = [self.weights[name] for name in node.input if name in self.weights]
         if node.op_type in PRODUCTS:
-            mixed = (
-                self.fused is not None and not weights and not all(halves)
-            )  # where a cast costs more than it saves
+            # Where a cast costs more than it saves.
+            mixed = self.fused is not None and not weights and not all(halves)
             return node.output[0] not in self.islands and not mixed and all(map(_fits, weights))
         if self.fused is not None and node.output[0] in self.fused:
             return self.fused[node.output[0]] == TensorProto.FLOAT16

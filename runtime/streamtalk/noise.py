@@ -20,8 +20,10 @@ from streamtalk.errors import UsageError
 Row = npt.NDArray[np.float32]
 NoiseFn = Callable[[int], npt.NDArray[Any]]
 MAX_SEED = 2**64 - 1
-BLOCK = 8
-"""Frames whose rows are drawn together."""
+DRAWN = 512
+"""Numbers that are drawn together at most, but for one whole row: as many as numpy's calls are worth. More would all
+fall on one frame, and in a batch on that of every voice.
+"""
 
 
 class SeededNoise:
@@ -33,13 +35,13 @@ class SeededNoise:
         self._width = width
         self._philox = np.random.Philox(key=int(seed))
         self._start: Any = self._philox.state
-        # Rows are drawn a block at a time: numpy's calls cost more than what they compute, most of all where a
-        # frame's weights have just driven their code out of the caches.
-        self._rows = np.empty((BLOCK, width), np.float32)
+        # Narrow rows are drawn a block at a time: numpy's calls cost more than what they compute, most of all where
+        # a frame's weights have just driven their code out of the caches.
+        self._rows = np.empty((max(DRAWN // width, 1), width), np.float32)
         self._first = -1
 
     def __call__(self, frame: int, out: Row) -> None:
-        row = frame % BLOCK
+        row = frame % len(self._rows)
         if frame - row != self._first:
             self._draw(frame - row)
         out[:] = self._rows[row]
@@ -47,8 +49,8 @@ class SeededNoise:
     def _draw(self, first: int) -> None:
         """Make the rows of the block that begins with frame `first`."""
         pairs = (self._width + 1) // 2
-        raw = np.empty((BLOCK, 2 * pairs), np.uint64)
-        for row in range(BLOCK):
+        raw = np.empty((len(self._rows), 2 * pairs), np.uint64)
+        for row in range(len(raw)):
             self._start["state"]["counter"][:] = (0, 0, 0, first + row)
             self._philox.state = self._start
             raw[row] = self._philox.random_raw(2 * pairs)
