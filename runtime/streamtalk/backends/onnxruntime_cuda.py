@@ -125,7 +125,12 @@ class CudaSession:
                     return
                 except BackendError as error:
                     failures.append(error)
-            raise failures[0]
+                    # onnxruntime leaves its stream capturing where an operator fails.
+                    driver.abandon(self.stream)
+            first, last = failures[0], failures[-1]
+            raise (
+                first if str(last) == str(first) else BackendError(f"{first} In another way: {last}")
+            ) from last
         finally:
             for used in (stream, self.stream):
                 with suppress(BackendError):  # of a device that failed before

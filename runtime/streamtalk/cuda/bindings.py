@@ -171,8 +171,7 @@ class CudaDriver:
         try:
             enqueue()
         except BaseException:
-            # A stream left capturing fails every later call with words about something else.
-            cuda.cudaStreamEndCapture(stream)
+            self.abandon(stream)
             raise
         graph = self._call(cuda.cudaStreamEndCapture, stream)
         try:
@@ -187,6 +186,13 @@ class CudaDriver:
             cuda.cudaGraphExecDestroy(ready)
             raise
         return ready
+
+    def abandon(self, stream: Handle) -> None:
+        cuda = self._cuda
+        error, graph = cuda.cudaStreamEndCapture(stream)
+        if not int(error):
+            self._call(cuda.cudaGraphDestroy, graph)
+        cuda.cudaGetLastError()  # which also forgets it
 
     def launch(self, graph: Handle, stream: Handle) -> None:
         self._call(self._cuda.cudaGraphLaunch, graph, stream)

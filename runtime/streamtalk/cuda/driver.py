@@ -95,6 +95,11 @@ class Driver(Protocol):
     def capture(self, stream: Handle, enqueue: Callable[[], None]) -> Handle:
         """Record what `enqueue` puts on the stream as a graph, without running it, and bring that to the device."""
 
+    def abandon(self, stream: Handle) -> None:
+        """End a capture that someone else's error left open on the stream, and forget the error: both would fail
+        later calls with words about something else. Nothing where there is none.
+        """
+
     def launch(self, graph: Handle, stream: Handle) -> None:
         """Run a captured graph: one launch, whatever it holds."""
 

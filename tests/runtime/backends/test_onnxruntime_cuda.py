@@ -85,9 +85,10 @@ def test_a_list_without_a_kernel_gives_way_to_the_next(opened: Any) -> None:
 
 
 def test_what_cannot_be_captured_runs_kernel_by_kernel(opened: Any) -> None:
-    runtime = Runtime(graphs=False)
-    session = opened(runtime, FakeDriver())
+    runtime, driver = Runtime(graphs=False), FakeDriver()
+    session = opened(runtime, driver)
     assert runtime.captured == [True, True, True, False]
+    assert driver.calls.count("abandon") == 3  # what a failed capture leaves would fail the next
     assert (session.search, session.captured) == (SEARCHES[0], False)
 
 

@@ -201,6 +201,10 @@ class FakeDriver:
         self.handles.append(graph)
         return graph
 
+    def abandon(self, stream: FakeStream) -> None:
+        self.calls.append("abandon")
+        stream.capturing = None
+
     def launch(self, graph: list[Work], stream: FakeStream) -> None:
         self.calls.append("launch")
         for work in graph:

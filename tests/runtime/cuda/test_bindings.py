@@ -53,7 +53,8 @@ class Stub(ModuleType):
         }
         nothing = (
             "cudaThreadExchangeStreamCaptureMode cudaStreamBeginCapture cudaGraphDestroy cudaGraphUpload "
-            "cudaGraphExecDestroy cudaEventRecord cudaEventSynchronize cudaEventDestroy cudaStreamDestroy cudaFreeHost"
+            "cudaGraphExecDestroy cudaEventRecord cudaEventSynchronize cudaEventDestroy cudaStreamDestroy cudaFreeHost "
+            "cudaGetLastError"
         )
         for name in (*results, *nothing.split()):
             setattr(self, name, self._function(name, results.get(name), (errors or {}).get(name, 0)))
@@ -177,7 +178,16 @@ def test_a_capture_that_fails_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(BackendError, match="no tactic"):
         gpu.capture(gpu.stream(), fails)
-    assert stub.called[-1] == "cudaStreamEndCapture"
+    assert stub.called[-3:] == ["cudaStreamEndCapture", "cudaGraphDestroy", "cudaGetLastError"]
+
+
+def test_a_capture_that_another_left_open_is_ended_and_its_error_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stub = Stub(errors={"cudaStreamEndCapture": 901})
+    gpu = driver(monkeypatch, stub)
+    gpu.abandon(gpu.stream())
+    assert stub.called[-2:] == ["cudaStreamEndCapture", "cudaGetLastError"]
 
 
 def test_a_graph_that_does_not_reach_the_device_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
