@@ -105,6 +105,7 @@ class _Converter:
         self.nodes: list[Node] = []
         self.casts: dict[tuple[str, int], str] = {}
         self.islands = islands(graph)
+        self.fed_back = made_for(graph, FED_BACK) if fused is not None else set[str]()
         self.normalised: set[str] = set()
         """What a statistic has brought back to the order of 1, where the float16 of others may begin."""
         self.fresh = ""
@@ -150,6 +151,8 @@ class _Converter:
         data = [name for name in node.input if name in self.floats and name not in self.weights]
         halves = [self.types.get(name) == TensorProto.FLOAT16 for name in data]
         weights = [self.weights[name] for name in node.input if name in self.weights]
+        if node.output[0] in self.fed_back:
+            return False
         if node.op_type in PRODUCTS:
             # Where a cast costs more than it saves.
             mixed = self.fused is not None and not weights and not all(halves)
@@ -220,6 +223,15 @@ def islands(graph: Any) -> set[str]:
     return {
         node.output[0] for node in graph.node if node.op_type in PRODUCTS and sensitive(node.output[0], set())
     }
+
+
+def made_for(graph: Any, outputs: Iterable[str]) -> set[str]:
+    """Names of these outputs of a graph, and of all that is computed for them."""
+    wanted = set(outputs)
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+    return wanted
 
 
 def hold_roundings(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -12,14 +12,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from streamtalk_export.fused import DOMAIN, OPERATORS, fuse, to_fused
-from streamtalk_export.half import to_half
 from streamtalk_export.reduced_certificate import BOUNDS, certify_reduced
 from tests.export.golden import Driver, Golden
 from tests.export.reduced import with_reduced
-from tests.export.test_half import SECONDS, ran
+from tests.export.test_half import SECONDS, products, ran
 
 Exported = Callable[[Golden, str], Driver]
 GRAPHS = ("audio_encoder", "frame")
+LEFT_FOR_A_GPU = 0.6
+"""Of the bound: an H200's own order of summation made 1.4 times of what the CPU had measured, and was refused."""
 
 
 def fused_only(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -64,7 +65,7 @@ def test_what_is_fused(golden: Golden, exported: Exported) -> None:
         assert fused["Softmax"] == others
         assert fused["LayerNormalization"] == 1
         assert fused["SkipLayerNormalization"] == plain["LayerNormalization"] - 1
-        assert fused["Cast"] < 0.4 * operators(to_half(before))["Cast"]
+        assert fused["Cast"] <= 4
 
 
 def test_the_boundary_is_unchanged(golden: Golden, exported: Exported) -> None:
@@ -79,16 +80,20 @@ def test_the_boundary_is_unchanged(golden: Golden, exported: Exported) -> None:
         assert before == onnx.load(directory / f"{name}.onnx")
 
 
-def test_what_measures_and_what_is_fed_back_is_float32(bundled: Path) -> None:
-    model = to_fused(onnx.load(bundled / "frame.onnx"))
-    kinds = {t.name: t.data_type for t in model.graph.initializer}
-    kept = [
-        n
-        for node in model.graph.node
-        for n in node.input
-        if node.op_type in ("Gemm", "MatMul") and kinds.get(n) == TensorProto.FLOAT
-    ]
-    assert set(kept) == {"head.network.latent_vq_map.weight", "head.network.latent_vq_map.bias"}
+def test_what_is_fed_back_is_float32(bundled: Path, golden: Golden, exported: Exported) -> None:
+    """Predictor and head to the bit; of the decoder the convolution before a statistic, where it has one."""
+    for directory, convolutions in ((bundled, 0), (exported(golden, "ddim").directory, 1)):
+        before = onnx.load(directory / "frame.onnx")
+        found = products(to_fused(before))
+        fed_back = {n for n in products(before)["float"] if n.startswith(("predictor.", "head."))}
+        assert {n for n in fed_back if n.endswith("weight")} <= found["float"]
+        assert len(found["float"] - fed_back) == convolutions
+        assert len(found["half"]) > 10
+        exact, rounded = (ran(model) for model in (before, to_fused(before)))
+        names = [value.name for value in before.graph.output]
+        for name, want, got in zip(names, exact, rounded, strict=True):
+            if name != "vertices":
+                np.testing.assert_allclose(got, want, atol=5e-6 * max(1.0, float(np.abs(want).max())))
 
 
 def test_a_preset_stream(golden: Golden, exported: Exported, tmp_path: Path) -> None:
@@ -97,7 +102,7 @@ def test_a_preset_stream(golden: Golden, exported: Exported, tmp_path: Path) -> 
     p99, largest, motion = certify_reduced(*made, ["fused"], SECONDS)
     limits = BOUNDS["fused"].limits_mm(motion.measured)
     assert p99.subject == "frame.fused"
-    assert 0 < p99.measured <= limits.p99
+    assert 0 < p99.measured <= LEFT_FOR_A_GPU * limits.p99
     assert largest.measured <= limits.max
 
 
