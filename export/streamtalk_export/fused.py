@@ -3,8 +3,8 @@
 onnxruntime launches a kernel for almost every node, and a frame of small tensors is mostly launches. So attention,
 the sum before a LayerNorm and GELU are one operator each (domain `com.microsoft`), and all that lies between two
 float16 products is float16 too: here a cast is a kernel, which it is not in TensorRT. What measures a signal stays
-float32, see `half.islands`, and so does all that a stream feeds back: predictor and head multiply one row a voice, where
-float32 costs little, and their roundings would add up for ever.
+float32, see `half.islands`, and so does all that a stream feeds back: predictor and head multiply one row a voice,
+where float32 costs little, and their roundings would add up for ever.
 
 The rewriting works on the float32 graph and is exact; operators are found by what they compute, never by name. What is
 not found stays as it is.
