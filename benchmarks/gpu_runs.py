@@ -78,7 +78,9 @@ class StageRun:
 
 
 def stage_engine(folder: Path, backend: CudaBackend, name: str) -> DeviceEngine:
-    """The graph `name` as `backend` runs its own. Raises BackendError and ModelError where the export has none."""
+    """The graph `name` on the library of `backend`; what that does not run itself comes from the graphs for TensorRT.
+    Raises BackendError and ModelError where the export has none.
+    """
     manifest, driver = backend.manifest, backend.driver
     if backend.name == onnxruntime_cuda.NAME:
         own = {AUDIO_ENCODER: backend.encoder, FRAME: backend.frame}

@@ -69,8 +69,8 @@ def parser() -> argparse.ArgumentParser:
         "--precision",
         choices=("fp32", "fp16", "int8"),
         default="fp32",
-        help="fp16 writes float16 graphs as well, and builds the engines from them; int8 writes graphs with 8-bit "
-        "weights, which the CPU backend then runs",
+        help="fp16 writes float16 graphs as well, builds the engines from them, and writes those that onnxruntime runs "
+        "on a GPU; int8 writes graphs with 8-bit weights, which the CPU backend then runs",
     )
     p.add_argument(
         "--targets", default="onnx", metavar="LIST", help=f"onnx, {', '.join(FAMILIES)}: what to build"

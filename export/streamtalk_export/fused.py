@@ -39,7 +39,7 @@ def to_fused(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def fuse(model: onnx.ModelProto, known: Any) -> dict[str, int]:
     """Rewrite a float32 graph in place, whose tensors are `known` by type and shape; those that it adds are, by type,
-    afterwards. Returns the types of tensors that would else be cast again and again.
+    afterwards. Returns the types of tensors that those who read them decide.
     """
     fusion = _Fusion(model, known)
     fusion.run()
@@ -63,14 +63,7 @@ class _Fusion:
 
     def run(self) -> None:
         """All fusions."""
-        finders = (
-            self._attention,
-            self._gelu,
-            self._normalised_sum,
-            self._weighted_sum,
-            self._cached,
-        )
-        for find in finders:
+        for find in (self._attention, self._gelu, self._normalised_sum, self._weighted_sum):
             self._index()
             for node in list(self.nodes):
                 if self.made.get(node.output[0]) is node:
@@ -148,9 +141,9 @@ class _Fusion:
         rows, columns = [batch, heads, length, width], [batch, heads, width, length]
         if [self.shapes.get(name) for name in operands] != [rows, columns, rows]:
             return
-        if self.shapes.get(last.output[0]) != self.shapes.get(tokens) or (
-            self.mask and mask != self.masked_by
-        ):
+        if self.shapes.get(last.output[0]) != self.shapes.get(tokens) or _axis(softmax) not in (-1, 3):
+            return
+        if mask and not (mask == self.masked_by if self.mask else self._can_mask(mask, batch, length)):
             return
         weight = self._weight(f"{last.output[0]}_qkv", np.concatenate([part[1] for part in found], axis=1))
         bias = self._weight(f"{last.output[0]}_qkv_bias", np.concatenate([part[2] for part in found]))
@@ -199,6 +192,10 @@ class _Fusion:
         if weight.ndim != 2 or weight.shape[0] != weight.shape[1]:
             return None
         return product.input[0], weight, np.zeros(len(weight), np.float32) if bias is None else bias
+
+    def _can_mask(self, mask: str, batch: int, length: int) -> bool:
+        """Whether the tensor `mask` says of each voice's tokens whether they are seen."""
+        return mask in self.made and self.shapes.get(mask) == [batch, 1, 1, length]
 
     def _make_mask(self, mask: str, tokens: str) -> str:
         """Bring the mask [B, 1, 1, T] of all blocks to what the operator wants, [B, 1, T, T]. Where T is no multiple
@@ -275,7 +272,7 @@ class _Fusion:
 
     def _normalised_sum(self, norm: Node) -> None:
         """A sum of two tensors of tokens that is normalised, and the bias that one of them ends with."""
-        if norm.op_type != "LayerNormalization" or len(norm.input) != 3:
+        if norm.op_type != "LayerNormalization" or len(norm.input) != 3 or _axis(norm) != -1:
             return
         total = self._by(norm.input[0], "Add")
         if total is None or any(name in self.weights for name in total.input):
@@ -283,23 +280,22 @@ class _Fusion:
         shapes = [self.shapes.get(name) for name in total.input]
         if shapes[0] != shapes[1] or shapes[0] is None:
             return
-        branches = [(self._unbiased(name), i) for i, name in enumerate(total.input)]
-        at = next(((found, i) for found, i in branches if found), None)
         inputs = [*total.input, *norm.input[1:]]
-        if at is not None:
-            (product, bias), i = at
-            inputs = [total.input[1 - i], product, *norm.input[1:], bias]
+        for product, other in (total.input, reversed(total.input)):
+            if (taken := self._without_bias(product)) is not None:
+                inputs = [other, taken[0], *norm.input[1:], taken[1]]
+                break
         # In the sum's place: others may read it before the norm.
         wanted = [norm.output[0]]
         if self.readers[total.output[0]] > 1:
             wanted += ["", "", total.output[0]]
-        epsilon = next(a.f for a in norm.attribute if a.name == "epsilon")
+        epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
         fused = helper.make_node("SkipLayerNormalization", inputs, wanted, domain=DOMAIN, epsilon=epsilon)
         self._replace(total, fused)
         self.nodes = [node for node in self.nodes if node is not norm]
 
-    def _unbiased(self, name: str) -> tuple[str, str] | None:
-        """The product behind a tensor that nobody else reads, and the bias [h] that was added to it."""
+    def _without_bias(self, name: str) -> tuple[str, str] | None:
+        """The product behind a tensor that nobody else reads, and the bias [h] that is taken away from it."""
         if self.readers[name] != 1:
             return None
         node = self._by(name, "Add", "Gemm")
@@ -308,7 +304,7 @@ class _Fusion:
         if node.op_type == "Add":
             pair = self._with_weight(node)
             return pair if pair and self._array(pair[1]).ndim == 1 else None
-        if len(node.input) != 3 or not is_linear(node):
+        if len(node.input) != 3 or not is_linear(node) or node.input[2] not in self.weights:
             return None
         bias = node.input.pop()
         return node.output[0], bias
@@ -322,10 +318,12 @@ class _Fusion:
             return
         x, share = weighted.input
         keeps = next((a.i for a in total.attribute if a.name == "keepdims"), 1)
-        batch, length, _ = shape = self.shapes.get(x, [0, 0, 0])
-        one_each = self.shapes.get(share) == [batch, length, 1] and shape[2] > 1
-        if not keeps or self._array(total.input[1]).tolist() != [1] or not one_each:
+        shape = self.shapes.get(x, [])
+        if len(shape) != 3 or self.shapes.get(share) != [*shape[:2], 1] or shape[2] == 1:
             return
+        if not keeps or self._array(total.input[1]).tolist() != [1]:
+            return
+        batch, length, _ = shape
         row = self._float(f"{total.output[0]}_row")
         flat = self._weight(f"{total.output[0]}_flat", np.array([batch, 1, length]))
         place = self.nodes.index(total)
@@ -334,24 +332,7 @@ class _Fusion:
             helper.make_node("MatMul", [row, x], list(total.output)),
         ]
 
-    # The cache
 
-    def _cached(self, concat: Node) -> None:
-        """What joins a part of a graph's input is as wide as that; it is cast before it is split, not after."""
-        if concat.op_type != "Concat":
-            return
-        boundary = {value.name for value in self.graph.input}
-        ends = [self._behind_moves(name) for name in concat.input]
-        if not any(end in boundary for end, _ in ends):
-            return
-        for end, split in ends:
-            if end not in boundary and split is not None:
-                self.types[split.output[0]] = TensorProto.FLOAT
-
-    def _behind_moves(self, name: str) -> tuple[str, Node | None]:
-        """Where a tensor was before it was cut and shaped, and the first Split on the way back."""
-        split = None
-        while (node := self._by(name, "Split", "Slice", "Reshape", "Unsqueeze", "Squeeze")) is not None:
-            split = node if node.op_type == "Split" else split
-            name = node.input[0]
-        return name, split
+def _axis(node: Node) -> int:
+    """The axis of a Softmax or a LayerNormalization."""
+    return next((int(a.i) for a in node.attribute if a.name == "axis"), -1)

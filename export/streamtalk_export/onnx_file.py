@@ -17,6 +17,7 @@ from streamtalk.manifest import Graph, Precision, sha256_of
 from streamtalk.manifest import Tensor as TensorInfo
 from streamtalk_export.eight_bit import to_int8
 from streamtalk_export.errors import ExportError
+from streamtalk_export.fused import OPERATORS as FUSED_OPERATORS
 from streamtalk_export.fused import to_fused
 from streamtalk_export.half import to_half
 
@@ -87,6 +88,7 @@ def write_reduced(directory: Path, graph: Graph, precision: Precision) -> Graph:
         _check(model, path.name)
     elif precision == "fused":
         model = to_fused(model)
+        _check_operators(model, path.name, OPERATORS | FUSED_OPERATORS, "onnxruntime is not known to have")
     else:
         model = to_int8(model)
     return save_graph(model, path.with_suffix(f".{precision}.onnx"), precision)
@@ -150,9 +152,13 @@ def _check(model: onnx.ModelProto, name: str) -> None:
             f"{name} came out as opset {versions}, IR {model.ir_version}; expected opset {OPSET}, IR "
             f"{IR_VERSION}. Use the versions of torch and onnxscript in constraints.txt."
         )
-    foreign = sorted({node.op_type for node in model.graph.node} - OPERATORS)
+    _check_operators(model, name, OPERATORS, "TensorRT 10.3 is not known to parse")
+
+
+def _check_operators(model: onnx.ModelProto, name: str, known: frozenset[str], complaint: str) -> None:
+    foreign = sorted({node.op_type for node in model.graph.node} - known)
     if foreign:
-        raise ExportError(f"{name} uses {', '.join(foreign)}, which TensorRT 10.3 is not known to parse.")
+        raise ExportError(f"{name} uses {', '.join(foreign)}, which {complaint}.")
 
 
 def _describe(value: onnx.ValueInfoProto) -> TensorInfo:

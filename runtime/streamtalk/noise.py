@@ -20,9 +20,9 @@ from streamtalk.errors import UsageError
 Row = npt.NDArray[np.float32]
 NoiseFn = Callable[[int], npt.NDArray[Any]]
 MAX_SEED = 2**64 - 1
-DRAWN = 512
-"""Numbers that are drawn together at most, but for one whole row: as many as numpy's calls are worth. More would all
-fall on one frame, and in a batch on that of every voice.
+ROWS, NUMBERS = 8, 512
+"""What is drawn together at most, but for one whole row. More would all fall on one frame, and in a batch on that of
+every voice.
 """
 
 
@@ -37,7 +37,7 @@ class SeededNoise:
         self._start: Any = self._philox.state
         # Narrow rows are drawn a block at a time: numpy's calls cost more than what they compute, most of all where
         # a frame's weights have just driven their code out of the caches.
-        self._rows = np.empty((max(DRAWN // width, 1), width), np.float32)
+        self._rows = np.empty((min(ROWS, max(NUMBERS // width, 1)), width), np.float32)
         self._first = -1
 
     def __call__(self, frame: int, out: Row) -> None:

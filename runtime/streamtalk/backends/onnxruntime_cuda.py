@@ -125,8 +125,6 @@ class CudaSession:
                     return
                 except BackendError as error:
                     failures.append(error)
-                    # onnxruntime leaves its stream capturing where an operator fails.
-                    driver.abandon(self.stream)
             first, last = failures[0], failures[-1]
             raise (
                 first if str(last) == str(first) else BackendError(f"{first} In another way: {last}")
@@ -222,6 +220,8 @@ class CudaSessionRun:
         except BackendError:
             raise
         except Exception as error:  # onnxruntime's own errors share no base class
+            with session.lock:
+                driver.abandon(session.stream)  # which it leaves capturing where an operator fails
             raise BackendError(f"onnxruntime failed on the GPU: {first_line(error)}") from error
         driver.wait(stream, self._answered)
 

@@ -191,7 +191,7 @@ class CudaDriver:
         cuda = self._cuda
         error, graph = cuda.cudaStreamEndCapture(stream)
         if not int(error):
-            self._call(cuda.cudaGraphDestroy, graph)
+            cuda.cudaGraphDestroy(graph)
         cuda.cudaGetLastError()  # which also forgets it
 
     def launch(self, graph: Handle, stream: Handle) -> None:
