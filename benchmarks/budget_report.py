@@ -30,8 +30,8 @@ a headroom between 1 and {SAFE:g} is no promise ("tight"); below 1 it is missed.
 
 
 ON_A_GPU = """A prediction joins pointwise operators to the kernel before them, as TensorRT does, and gives products the
-share of the peak above. onnxruntime ran graphs of its own, in which attention, GELU and the sum before a LayerNorm are one
-kernel each and most other operators kernels of their own. What makes an error is not told here.
+share of the peak above. onnxruntime ran graphs of its own, in which attention, GELU and the sum before a LayerNorm are
+one kernel each and most other operators kernels of their own. What makes an error is not told here.
 """
 
 
