@@ -20,10 +20,8 @@ from streamtalk.errors import UsageError
 Row = npt.NDArray[np.float32]
 NoiseFn = Callable[[int], npt.NDArray[Any]]
 MAX_SEED = 2**64 - 1
-ROWS, NUMBERS = 8, 512
-"""What is drawn together at most, but for one whole row. More would all fall on one frame, and in a batch on that of
-every voice.
-"""
+BLOCK = 8
+"""Frames whose rows are drawn together."""
 
 
 class SeededNoise:
@@ -35,13 +33,15 @@ class SeededNoise:
         self._width = width
         self._philox = np.random.Philox(key=int(seed))
         self._start: Any = self._philox.state
-        # Narrow rows are drawn a block at a time: numpy's calls cost more than what they compute, most of all where
-        # a frame's weights have just driven their code out of the caches.
-        self._rows = np.empty((min(ROWS, max(NUMBERS // width, 1)), width), np.float32)
-        self._first = -1
+        # Rows are drawn a block at a time: numpy's calls cost more than what they compute, most of all where a
+        # frame's weights have just driven their code out of the caches.
+        self._rows = np.empty((BLOCK, width), np.float32)
+        # Where blocks begin: not at the same frame for all voices of a batch, whose step would wait for every draw.
+        self._offset = int(seed) % BLOCK
+        self._first: int | None = None
 
     def __call__(self, frame: int, out: Row) -> None:
-        row = frame % len(self._rows)
+        row = (frame + self._offset) % BLOCK
         if frame - row != self._first:
             self._draw(frame - row)
         out[:] = self._rows[row]
@@ -49,8 +49,8 @@ class SeededNoise:
     def _draw(self, first: int) -> None:
         """Make the rows of the block that begins with frame `first`."""
         pairs = (self._width + 1) // 2
-        raw = np.empty((len(self._rows), 2 * pairs), np.uint64)
-        for row in range(len(raw)):
+        raw = np.zeros((BLOCK, 2 * pairs), np.uint64)
+        for row in range(max(-first, 0), BLOCK):  # none before frame 0
             self._start["state"]["counter"][:] = (0, 0, 0, first + row)
             self._philox.state = self._start
             raw[row] = self._philox.random_raw(2 * pairs)

@@ -61,3 +61,21 @@ def test_given_noise_is_checked() -> None:
         given(3, out)
     with pytest.raises(UsageError, match="finite"):
         GivenNoise(lambda _: np.array([0.0, np.nan]), 2)(0, out)
+
+
+def test_voices_do_not_all_draw_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch whose seeds follow each other: every step some voice draws its next rows, none has all of them."""
+    drawn: list[int] = []
+    plain = SeededNoise._draw
+
+    def counted(noise: SeededNoise, first: int) -> None:
+        drawn[-1] += 1
+        plain(noise, first)
+
+    monkeypatch.setattr(SeededNoise, "_draw", counted)
+    voices, out = [SeededNoise(seed, 4) for seed in range(16)], np.empty(4, np.float32)
+    for frame in range(24):
+        drawn.append(0)
+        for voice in voices:
+            voice(frame, out)
+    assert drawn == [16] + 23 * [2]
