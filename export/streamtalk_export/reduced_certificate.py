@@ -90,21 +90,16 @@ class _Reduced:
         own = self._own_encoder
         self._features = self._graphs.run(AUDIO_ENCODER, pcm=window)[0] if own else exact
 
-    def frame(self, place: int, probe: Probe, exact: Stream) -> tuple[Array, Array]:
-        """Vertices of frame `place` of the hop: where judged, and where left to itself, if that is another."""
+    def frame(self, place: int, probe: Probe, before: tuple[Array, Array], want: Array) -> None:
+        """Run frame `place` of the hop and keep how far off it is from float32's, whose cache and latents `before`
+        it were these.
+        """
         feature = self._features[place]
-        if self._manifest.folded:
-            made = next_frame(self._graphs, self._stream, feature, probe)
-            return made, made[:0]
-        self._stream.cache, self._stream.latents = exact.cache, exact.latents
-        made = next_frame(self._graphs, self._stream, feature, probe)
-        return made, next_frame(self._graphs, self._free, feature, probe)
-
-    def judge(self, made: tuple[Array, Array], want: Array) -> None:
-        """Keep how far off a frame was."""
-        self._errors.append(_distance(made[0], want))
-        if len(made[1]):
-            self._free_errors.append(_distance(made[1], want))
+        if not self._manifest.folded:
+            self._stream.cache, self._stream.latents = before
+            free = next_frame(self._graphs, self._free, feature, probe)
+            self._free_errors.append(_distance(free, want))
+        self._errors.append(_distance(next_frame(self._graphs, self._stream, feature, probe), want))
 
     def lines(self, rms_mm: float) -> list[Parity]:
         """Of the certificate, for a model that moves this much."""
@@ -157,11 +152,11 @@ def certify_reduced(
         for one in reduced:
             one.hear(window, heard)
         for place, feature in enumerate(heard[: len(probe.noise) - exact.frame]):
-            made = [one.frame(place, probe, exact) for one in reduced]  # before the state moves on
+            before = exact.cache, exact.latents
             want = next_frame(graphs, exact, feature, probe)
             motion.add(want)
-            for one, own in zip(reduced, made, strict=True):
-                one.judge(own, want)
+            for one in reduced:
+                one.frame(place, probe, before, want)
     rms_mm = motion.rms() * 1000 * manifest.metres_per_unit
     return [line for one in reduced for line in one.lines(rms_mm)]
 

@@ -151,7 +151,7 @@ class CudaSession:
             "prefer_nhwc": "1",
             # Flash and memory-efficient attention. cuDNN's, which would come first on Hopper, took 6 us more a call.
             "sdpa_kernel": "3",
-            # Sums before a LayerNorm in float32, as the graph's certificate has them; not so before release 1.27.
+            # LayerNorm of a sum in float32, as the certificate has it; not every release does so by itself.
             "enable_skip_layer_norm_strict_mode": "1",
         }
         try:
