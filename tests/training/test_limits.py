@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from streamtalk_training import limits
+from streamtalk_training.espeak import Utterance
 from streamtalk_training.face import load_face
 from streamtalk_training.scores import Pair, Speech
 from streamtalk_training.streaming import Track
 from streamtalk_training.visemes import Phone
+from streamtalk_training.voices import Engines
 
 BUNDLED = Path(__file__).parents[2] / "models" / "bundled"
 
@@ -56,6 +58,29 @@ def test_the_command_refuses_in_one_sentence(tmp_path: Path, capsys: pytest.Capt
     assert limits.main(["--model", str(tmp_path), "--corpus", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("limits: ") and said.count("\n") == 1
+
+
+def test_closures_of_flite_want_flite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert limits.main(["--debian", str(tmp_path), "--flite", "awb"]) == 2
+    assert capsys.readouterr().err == "limits: flite was not found: see --debian\n"
+
+
+def test_other_voices_say_the_same_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, str]] = []
+
+    def spoken(_program: Path, text: str, voice: str, *_: object) -> Utterance:
+        said.append((voice, text))
+        return Utterance(np.zeros(16000, np.float32), 16000, (Phone(0.2, 0.3, "m", "PBM"),))
+
+    monkeypatch.setattr("streamtalk_training.flite.say", spoken)
+    unmade = Engines(flite=Path("flite"))
+    slt, awb = (limits.flite_speeches(unmade, voice, 2) for voice in ("slt", "awb"))
+    texts = {voice: [text for each, text in said if each == voice] for voice in ("slt", "awb")}
+    assert texts["slt"] == texts["awb"] != []
+    assert len(slt) == len(awb) == 2 and all(speech.phones for speech in slt)
 
 
 def vowel_pair(hertz: float, shape: int) -> Pair:

@@ -9,7 +9,8 @@ its clips), to be held against the model, which never met it:
   labels for certain: below it, more or other voices would help; at it, only more lookahead or better labels.
 
 With `--jitter` instead, what trembles in sustained vowels (`metrics.tremble`): the energy of each shape, and of frames
-by their distance from the vowel's nearer end, beside the labels' own.
+by their distance from the vowel's nearer end, beside the labels' own. With `--flite` instead, closures of the
+voices that it learned from, beside one that it never met: all on the same sentences, new to it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +35,17 @@ from streamtalk_export.drive import Graphs, windows
 from streamtalk_export.errors import ExportError
 from streamtalk_export.mel import MelEncoder
 from streamtalk_training import metrics
+from streamtalk_training.clips import render
 from streamtalk_training.coarticulation import controls_from_weights
-from streamtalk_training.evaluate import QUICK, Extent, read_sources
+from streamtalk_training.corpus import CorpusPlan, planned_clips, speaker
+from streamtalk_training.evaluate import QUICK, Extent, from_clip, read_sources
 from streamtalk_training.face import Face, load_face
 from streamtalk_training.face_source import DEFAULT_CACHE
-from streamtalk_training.scores import Pair, Speech, pairs
+from streamtalk_training.scores import Pair, Speech, agreement, pairs, speech_scores
 from streamtalk_training.streaming import Reader, exported
 from streamtalk_training.talker import Talker
 from streamtalk_training.visemes import tables
+from streamtalk_training.voices import Engines, find_engines
 
 Floats = NDArray[np.float32]
 Fitted = Callable[[Floats], Floats]
@@ -195,6 +200,38 @@ def print_jitter(folder: Path, face: Face, splits: Mapping[str, Sequence[Speech]
             print(f"| {steps} | {1e3 * model_m:.3f} | {1e3 * labels_m:.3f} |", flush=True)
 
 
+def flite_speeches(engines: Engines, voice: str, clips: int | None = None) -> list[Speech]:
+    """The sentences of the split `awb`, at most `clips` of them, spoken by another `voice` of flite.
+
+    Raises FileNotFoundError without flite, and OSError where it does not speak.
+    """
+    if engines.flite is None:
+        raise FileNotFoundError("flite was not found: see --debian")
+    unvoiced = planned_clips(CorpusPlan(hours=0.0, engines=engines))["awb"][:clips]
+    specs = [replace(spec, voice=voice) for spec in unvoiced]
+    speak = speaker(specs, engines)
+    return [from_clip(render(spec, speak, engines.soundfont)) for spec in specs]
+
+
+def print_closures(folder: Path, face: Face, splits: Mapping[str, Sequence[Speech]], fps: float) -> None:
+    """A row for each voice: what the closures came to, and of how many. Raises StreamTalkError."""
+    reader, talker = Reader(face), RuntimeTalker.load(folder, CPU)
+    print("| voice | /p b m/ | closure recall | false closures | labels' own | close |\n|---|" + "---:|" * 5)
+    for voice, clips in splits.items():
+        done = pairs(reader, talker, clips)
+        ours = speech_scores(done, fps) | agreement(done)
+        labels = speech_scores([replace(pair, predicted=pair.true) for pair in done], fps)
+        bilabials = sum(phone.viseme == "PBM" for clip in clips for phone in clip.phones)
+        figures = (
+            ours["closure_recall"],
+            ours["false_closures"],
+            labels["false_closures"],
+            ours["correlation_close"],
+        )
+        row = " | ".join(f"{value:.3f}" for value in figures)
+        print(f"| {voice} | {bilabials} | {row} |", flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table; returns the exit code. Problems are one sentence on stderr and code 2."""
     parser = argparse.ArgumentParser(prog="python -m streamtalk_training.limits", description=__doc__)
@@ -202,18 +239,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--corpus", type=Path, default=DEFAULT_CACHE / "corpus")
     parser.add_argument("--debian", type=Path, default=DEFAULT_CACHE / "debian")
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
-    parser.add_argument("--jitter", action="store_true", help="what trembles in sustained vowels")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--jitter", action="store_true", help="what trembles in sustained vowels")
+    instead.add_argument(
+        "--flite", nargs="+", metavar="VOICE", default=(), help="closures of awb, slt, rms, kal16"
+    )
     parser.add_argument("--quick", action="store_true", help="a few clips of each split")
     options = parser.parse_args(arguments)
     corpus, debian, cache = (getattr(options, n).expanduser() for n in ("corpus", "debian", "cache"))
     try:
+        extent = QUICK if options.quick else Extent()
+        engines = find_engines(debian)
+        said = {voice: flite_speeches(engines, voice, extent.clips) for voice in options.flite}
         config = load_config(options.model / "config.yaml")
         encoder = Talker(config).audio_encoder
+        face = load_face(options.model / "face.npz")
         folder = exported(options.model, cache)
         fps = float(read_manifest(folder).fps)
-        sources = read_sources(corpus, debian, fps, QUICK if options.quick else Extent())
+        if options.flite:
+            print_closures(folder, face, said, fps)
+            return 0
+        sources = read_sources(corpus, debian, fps, extent)
         if options.jitter:
-            print_jitter(folder, load_face(options.model / "face.npz"), sources.splits, fps)
+            print_jitter(folder, face, sources.splits, fps)
             return 0
         print("| split | readout | " + " | ".join(tables().controls) + " |")
         print("|---|---|" + "---|" * len(tables().controls))
