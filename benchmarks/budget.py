@@ -66,15 +66,16 @@ def of_engine(directory: Path, batches: Sequence[int], measure: bool) -> Budget:
     half = {name: _half(path) for name, path in streaming.items()}
     setups = [setup]
     for batch in batches or (m.batch * batch for batch in BATCHES):
-        if batch % m.batch:
+        if batch % m.batch or batch % m.encoder_batch:
             raise UsageError(
-                f"--batch {batch}: this model was exported for {m.batch}; give multiples of that."
+                f"--batch {batch}: this model was exported for {m.batch}, its encoder for {m.encoder_batch}; give "
+                "multiples of both."
             )
         setups.append(replace(setup, batch=batch))
     predictions = _predictions(
         setups,
         lambda s: (
-            half["audio_encoder"].batched(s.batch // m.batch),
+            half["audio_encoder"].batched(s.batch // m.encoder_batch),
             half["frame"].batched(s.batch // m.batch),
         ),
     )

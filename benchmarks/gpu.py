@@ -51,6 +51,8 @@ ROUNDS, LEAST_FRAMES = 6, 24
 MOST_PROBED = 32
 STEP_S = 2.0
 """Audio that every voice of a batch hears."""
+HOP = 4
+"""Of HuBERT's presets."""
 STEPS = re.compile(r"batch-\d+-step-staggered")
 """Rows of voices that began when they began, as those of a server do."""
 TARGETS = {
@@ -289,7 +291,8 @@ def many_voices(
         list(turns(slots, m, 2 * m.hop))
         add("frame", variant, list(turns(slots, m, frames)))
         add("frame", f"{variant}-hop-start", list(hops(slots, m, max(frames // m.hop, 3))))
-    stages(preset, variant, folder, backend, ("audio_encoder",), max(frames // 8, 5), result)
+    windows = f"batch-{m.encoder_batch}"
+    stages(preset, windows, folder, backend, ("audio_encoder",), max(frames // 8, 5), result)
     for said, staggered in (("step", False), ("step-staggered", True)):
         took = np.array(list(steps(talker, speech(STEP_S), staggered)))[2 * m.hop :]
         add("total", f"{variant}-{said}", took)
@@ -373,7 +376,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for preset in options.presets:
             eager = None if options.no_eager else Eager(preset)
             for batch in options.batches:
-                given = [*targets_of, "--batch", str(batch)]
+                # As many windows as have a hop due when voices are spread over it.
+                windows = -(-batch // HOP)
+                given = [*targets_of, "--batch", str(batch), "--encoder-batch", str(windows)]
                 folder = folder_of(preset, f"batch-{batch}", given, options.models)
                 if folder is None:
                     result.skipped[f"{preset}, batch {batch}"] = "there is no such export"

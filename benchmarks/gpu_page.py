@@ -22,8 +22,13 @@ class Preset:
         self.name, self.system = name, system
         rows = [row for row in document["rows"] if row["preset"] == name]
         self._rows = {(r["system"], r["variant"], r["stage"], r["audio_s"] > 0): r for r in rows}
-        own = [r for r in rows if r["system"] == system and r["stage"] == "frame"]
-        self.batches = sorted(n for r in own if (n := batch_of(r["variant"])) is not None and n > 1)
+        own = [r for r in rows if r["system"] == system]
+        self.batches, self.windows = (
+            sorted(
+                n for r in own if r["stage"] == stage and (n := batch_of(r["variant"])) is not None and n > 1
+            )
+            for stage in ("frame", "audio_encoder")
+        )
         self._parity = {p["model"]: p for p in document["parity"] if p["backend"] == system}
         self._launches = {
             item["of"]: item["calls"]
@@ -73,12 +78,16 @@ class Preset:
                 self.name,
                 str(batch),
                 _ms(self.row(variant, "frame")),
-                _ms(self.row(variant, "audio_encoder")),
             ]
             for steps in ("step", "step-staggered"):
                 row = self.row(f"{variant}-{steps}", "total")
                 cells.append(f"{_ms(row)}, {row['late']} of {row['frames']} late" if row else "")
             yield cells
+
+    def encoder(self) -> Iterator[list[str]]:
+        """A table row for each number of windows that a run of the encoder hears."""
+        for windows in self.windows:
+            yield [self.name, str(windows), _ms(self.row(f"batch-{windows}", "audio_encoder"))]
 
 
 def section(documents: Sequence[Document]) -> str:
@@ -105,11 +114,12 @@ def section(documents: Sequence[Document]) -> str:
         "many voices",
         "batch",
         "a frame of all",
-        "a run of the encoder",
         "a step, hops together",
         "a step, hops spread",
     ]
     lines.append(markdown(head, (row for preset in presets for row in preset.voices())))
+    head = ["the audio encoder", "windows a run", "a run"]
+    lines.append(markdown(head, (row for preset in presets for row in preset.encoder())))
     targets = [Target.of(fields) for document in documents for fields in document["targets"]]
     return "\n".join([*lines, targets_table(targets)]) + "\n"
 

@@ -63,6 +63,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--sampler", choices=("ddim", "ddim_legacy"))
     p.add_argument("--batch", type=_count, default=1, metavar="N", help="voices a graph serves at once")
     p.add_argument(
+        "--encoder-batch",
+        type=_count,
+        metavar="N",
+        help="windows a run of the audio encoder hears (default: the batch); a hop's share of many voices",
+    )
+    p.add_argument(
         "--no-fold", action="store_true", help="unroll a linear head's steps instead of folding them"
     )
     p.add_argument(
@@ -180,6 +186,7 @@ def run(arguments: argparse.Namespace) -> tuple[Path, Manifest]:
         steps=arguments.steps,
         sampler=arguments.sampler,
         batch=arguments.batch,
+        encoder_batch=arguments.encoder_batch,
         fold=not arguments.no_fold,
         precision=arguments.precision,
         targets=tuple(sorted(targets)),

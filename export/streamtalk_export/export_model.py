@@ -70,6 +70,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     steps: int | None = None
     sampler: Sampler | None = None
     batch: int = 1
+    encoder_batch: int | None = None
+    """Windows that a run of the audio encoder hears, at most the batch, which is the default. Where hops begin at
+    different frames, some batch / hop of the voices have one due in a step."""
     fold: bool = True
     """Fold a linear head; False unrolls it, for measuring what folding saves."""
     precision: Precision = "fp32"
@@ -115,6 +118,11 @@ def export_model(
             "int8 graphs serve one voice: they scale a product's input over the whole batch, so that voices would "
             "hear of each other. Leave --batch away."
         )
+    encoder_batch = settings.encoder_batch or settings.batch
+    if encoder_batch > settings.batch:
+        raise ExportError(
+            f"--encoder-batch {encoder_batch} is more than --batch {settings.batch}: there would be no voices for it."
+        )
     if decode_window < 2:
         raise ExportError("--decode-window must be at least 2: the start latent and one frame.")
     encoder = model.audio_encoder
@@ -132,7 +140,12 @@ def export_model(
     with _new_directory(out) as directory:
         _write_identity(model, identities, directory / IDENTITY)
         graphs = _write_graphs(
-            model, table, window, directory, (history, decode_window, settings.batch, folded), say
+            model,
+            table,
+            window,
+            directory,
+            (history, decode_window, settings.batch, encoder_batch, folded),
+            say,
         )
         shapes = identities.mesh.shapes
         weights = None if shapes is None else weight_matrix(shapes, model.autoencoder.decoder)
@@ -142,6 +155,7 @@ def export_model(
             exporter_version=version("streamtalk"),
             checkpoint_sha256=checkpoint_sha256,
             batch=settings.batch,
+            encoder_batch=encoder_batch,
             fps=config.fps,
             sample_rate=SAMPLE_RATE,
             n_vertices=config.n_vertices,
@@ -253,11 +267,11 @@ def _write_graphs(
     table: SamplerTable,
     window: AudioWindow,
     directory: Path,
-    sizes: tuple[int, int, int, bool],
+    sizes: tuple[int, int, int, int, bool],
     say: Say,
 ) -> dict[str, Graph]:
     config = model.config
-    history, decode_window, B, folded = sizes
+    history, decode_window, B, windows, folded = sizes
     p = config.predictor
     C, E, A = p.vq_dim, p.latent_dim, p.audio_encode_dim
     network = model.diff_ar_network
@@ -285,7 +299,7 @@ def _write_graphs(
     write(
         "audio_encoder",
         StreamingEncoder(model.audio_encoder, window, config.audio.level_floor),
-        {"pcm": zeros(B, window.window_samples)},
+        {"pcm": zeros(windows, window.window_samples)},
         "audio_features",
     )
     write(

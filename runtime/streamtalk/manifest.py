@@ -96,6 +96,8 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     exporter_version: str
     checkpoint_sha256: str
     batch: int
+    encoder_batch: int
+    """Windows that one run of the audio encoder hears; where more voices have a hop due, it runs again."""
     fps: int
     sample_rate: int
     n_vertices: int
@@ -128,12 +130,14 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     def check(self, where: Path) -> None:
         """Refuse values that no exporter writes. Raises ModelError."""
         positive = (
-            "batch fps sample_rate n_vertices latent_width condition_width audio_width layers heads "
+            "batch encoder_batch fps sample_rate n_vertices latent_width condition_width audio_width layers heads "
             "window_samples hop history decode_window period steps metres_per_unit"
         )
         for field in positive.split():
             if getattr(self, field) <= 0:
                 raise ModelError(f"{where}: {field} must be positive; it is {getattr(self, field)}.")
+        if self.encoder_batch > self.batch:
+            raise ModelError(f"{where}: encoder_batch {self.encoder_batch} is more than batch {self.batch}.")
         last_frame = -(-(self.hop - 1) * self.sample_rate // self.fps)
         window = self.context_samples + last_frame + self.lookahead_samples
         if self.context_samples < 0 or self.window_samples != window:

@@ -212,6 +212,7 @@ def test_the_page_of_a_result() -> None:
             row("frame-0", "frame", 6, "released-streaming"),
             row("batch-8", "frame", 5),
             row("batch-8-step", "total", 5),
+            row("batch-2", "audio_encoder", 5),
         ],
         "targets": [],
     }
@@ -224,6 +225,7 @@ def test_the_page_of_a_result() -> None:
         "| its first frame against ours | 1.0 times |",
         "| a frame's graph launches; copies and kernels on the device | 1; 9, 5 |",
         "| the probe's error, of what is allowed | 50 % and 10 % |",
-        "| vocaset | 8 | 2.00 |  | 2.00, 0 of 5 late |  |",
+        "| vocaset | 8 | 2.00 | 2.00, 0 of 5 late |  |",
+        "| vocaset | 2 | 2.00 |",
     ):
         assert line in page.splitlines()

@@ -31,6 +31,7 @@ SMALL += ["--hubert-config", str(DATA / "vocaset_small" / "hubert_config.json"),
         ([*SMALL, "--lookahead", "1"], "lookahead of 1 ms is too short"),
         ([*SMALL, "--steps", "2000"], "expected 1 to 1000"),
         ([*SMALL, "--decode-window", "1"], "--decode-window must be at least 2"),
+        ([*SMALL, "--batch", "2", "--encoder-batch", "3"], "--encoder-batch 3 is more than --batch 2"),
     ],
 )
 def test_refusals(
@@ -74,17 +75,21 @@ def test_settings_reach_the_manifest_and_an_export_is_replaced_whole(tmp_path: P
         "0.5",
         "--batch",
         "2",
+        "--encoder-batch",
+        "1",
     ]
     options += ["--lookahead", "120", "--steps", "10", "--sampler", "ddim"]
     assert main([*SMALL, "--out", str(out), *options]) == 0
     first = Driver(out).manifest
     assert (first.history, first.decode_window, first.hop, first.batch, first.steps) == (6, 5, 2, 2, 10)
+    assert first.encoder_batch == 1
     assert (first.context_samples, first.lookahead_samples) == (8000, 1920)
     assert first.window_samples == 8000 + 534 + 1920
     assert first.checkpoint_sha256 == "random-weights-3"
     (out / "leftover.engine").touch()
     assert main([*SMALL, "--out", str(out), "--history", "4"]) == 0
     assert Driver(out).manifest.history == 4
+    assert Driver(out).manifest.encoder_batch == 1
     assert Driver(out).manifest.decode_window == 4
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     assert not (out / "leftover.engine").exists()

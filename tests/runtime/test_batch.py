@@ -15,6 +15,7 @@ import pytest
 from streamtalk import AudioError, BackendError, SpeakerError, StreamError, Talker, UsageError
 from streamtalk.backends import Choice, LaneState
 from streamtalk.backends.onnxruntime_cpu import CpuSlots
+from streamtalk.backends.slots import encoder_runs, stretches
 from streamtalk.batch import Batch, BatchStream
 from tests.runtime.toy import Toy, speech
 
@@ -157,18 +158,54 @@ TOYS = {
     "hop 5, 29 fps": Toy(hop=5, fps=29, window_samples=4000, context_samples=320),
     "windows with gaps": Toy(hop=6, window_samples=700, context_samples=0),
     "decode window of one": Toy(decode_window=1),
+    "an encoder for two": Toy(hop=3, window_samples=3000, encoder_batch=2),
+    "an encoder for one": Toy(encoder_batch=1),
 }
 
 
 @pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS.keys())
 def test_a_voice_among_others_gives_the_frames_it_gives_alone(toy: Toy, tmp_path: Path) -> None:
     many = Talker.load(toy.with_(batch=SLOTS).write(tmp_path / "many"), threads=1)
-    one = Talker.load(toy.write(tmp_path / "one"), threads=1)
+    one = Talker.load(toy.with_(encoder_batch=None).write(tmp_path / "one"), threads=1)
     for seed in (1, 2):
         for part, (slot, got) in zip(CAST, play(many, CAST, seed), strict=True):
             assert len(got) == part.n * toy.fps // SECOND
             np.testing.assert_array_equal(got, alone(many, part, slot))
             np.testing.assert_allclose(got, by_itself(one, part), rtol=0, atol=ROUNDING)
+
+
+def slots_of(mask: str) -> Array:
+    return np.array([c == "x" for c in mask], np.bool_)
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        ("", []),
+        ("...", []),
+        ("xxx", [(0, 0, 3)]),
+        (".xx.x", [(0, 1, 2), (2, 4, 1)]),
+        ("x..x", [(0, 0, 1), (1, 3, 1)]),
+    ],
+)
+def test_stretches(mask: str, expected: list[tuple[int, int, int]]) -> None:
+    assert list(stretches(np.flatnonzero(slots_of(mask)))) == expected
+
+
+@pytest.mark.parametrize(
+    ("mask", "rows", "expected"),
+    [
+        ("....", 4, []),
+        (".xx.x", 5, [[(1, 1, 2), (4, 4, 1)]]),  # rows of their own
+        (".xx.x", 4, [[(1, 0, 2), (4, 2, 1)]]),
+        (".xxx.x", 2, [[(1, 0, 2)], [(3, 0, 1), (5, 1, 1)]]),
+        ("xxx", 1, [[(0, 0, 1)], [(1, 0, 1)], [(2, 0, 1)]]),
+    ],
+)
+def test_what_each_run_of_the_encoder_hears(
+    mask: str, rows: int, expected: list[list[tuple[int, int, int]]]
+) -> None:
+    assert list(encoder_runs(slots_of(mask), rows)) == expected
 
 
 def test_every_slot_gives_the_same_frames(many: Talker) -> None:

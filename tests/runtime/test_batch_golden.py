@@ -1,4 +1,4 @@
-"""Slots of a real, small model: an engine for three voices against the engine for one of the same checkpoint."""
+"""Slots of a real, small model: engines for three voices against the engine for one of the same checkpoint."""
 
 from __future__ import annotations
 
@@ -27,23 +27,30 @@ CAST = (
 
 
 @pytest.fixture(scope="module")
-def talkers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Talker, Talker]:
-    """The checkpoint exported for one voice and for three."""
+def talkers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Talker, Talker, Talker]:
+    """The checkpoint exported for one voice, for three, and for three of which the encoder hears two at once."""
     from streamtalk_export.cli import main
 
     root = tmp_path_factory.mktemp("golden")
-    for batch in (1, SLOTS):
+    sizes = ((1, 1), (SLOTS, SLOTS), (SLOTS, 2))
+    for batch, windows in sizes:
         arguments = ["--checkpoint", str(FOLDER / "checkpoint.ckpt"), "--config", str(FOLDER / "config.yaml")]
-        arguments += ["--hubert-config", str(FOLDER / "hubert_config.json"), "--out", str(root / str(batch))]
+        arguments += [
+            "--hubert-config",
+            str(FOLDER / "hubert_config.json"),
+            "--out",
+            str(root / f"{batch}-{windows}"),
+        ]
         arguments += ["--history", "8", "--decode-window", "6", "--hop", "3", "--batch", str(batch)]
+        arguments += ["--encoder-batch", str(windows)]
         assert main(arguments) == 0
-    one, many = (Talker.load(root / str(n), "onnxruntime-cpu", threads=1) for n in (1, SLOTS))
-    assert (one.manifest.batch, many.manifest.batch) == (1, SLOTS)
-    return one, many
+    one, many, few = (Talker.load(root / f"{n}-{m}", "onnxruntime-cpu", threads=1) for n, m in sizes)
+    assert [(t.manifest.batch, t.manifest.encoder_batch) for t in (one, many, few)] == [*sizes]
+    return one, many, few
 
 
-def test_slots_give_what_single_streams_give(talkers: tuple[Talker, Talker]) -> None:
-    one, many = talkers
+def test_slots_give_what_single_streams_give(talkers: tuple[Talker, Talker, Talker]) -> None:
+    one, many, few = talkers
     cast = tuple(Part(one.speakers[int(p.speaker)], p.seed, p.n, p.chunk) for p in CAST)
     for seed in (1, 2):
         for part, (slot, got) in zip(cast, play(many, cast, seed), strict=True):
@@ -51,3 +58,5 @@ def test_slots_give_what_single_streams_give(talkers: tuple[Talker, Talker]) -> 
             np.testing.assert_array_equal(got, alone(many, part, slot))
             np.testing.assert_allclose(got, by_itself(one, part), rtol=0, atol=ROUNDING)
             assert np.ptp(got, axis=0).max() > 0.1  # it moves
+        for part, (_, got) in zip(cast, play(few, cast, seed), strict=True):
+            np.testing.assert_allclose(got, by_itself(one, part), rtol=0, atol=ROUNDING)

@@ -45,6 +45,8 @@ class Toy:
     """The sizes of a toy model, in the manifest's terms."""
 
     batch: int = 1
+    encoder_batch: int | None = None
+    """The batch, unless it is given."""
     fps: int = 30
     hop: int = 2
     window_samples: int = 2400
@@ -66,6 +68,7 @@ class Toy:
             exporter_version="0",
             checkpoint_sha256="0" * 64,
             batch=self.batch,
+            encoder_batch=self.encoder_batch or self.batch,
             fps=self.fps,
             sample_rate=16000,
             n_vertices=self.n_vertices,
@@ -256,7 +259,7 @@ class _Builder:
 def _encoder(toy: Toy) -> Any:
     m, b = toy.manifest, _Builder()
     heard = b.op("Tanh", b.op("MatMul", "pcm", b.const(toy.weights["hear"])))
-    b.op("Reshape", heard, b.ints(m.batch, m.hop, m.audio_width), name="audio_features")
+    b.op("Reshape", heard, b.ints(m.encoder_batch, m.hop, m.audio_width), name="audio_features")
     return b.model(toy, AUDIO_ENCODER)
 
 

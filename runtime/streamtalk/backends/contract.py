@@ -16,8 +16,8 @@ def expected(manifest: Manifest) -> dict[str, tuple[Tensors, Tensors]]:
     latents = (B, m.decode_window, C)
     return {
         AUDIO_ENCODER: (
-            _tensors(("pcm", "float32", (B, m.window_samples))),
-            _tensors(("audio_features", "float32", (B, m.hop, A))),
+            _tensors(("pcm", "float32", (m.encoder_batch, m.window_samples))),
+            _tensors(("audio_features", "float32", (m.encoder_batch, m.hop, A))),
         ),
         FRAME: (
             _tensors(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from streamtalk.backends.contract import compare, declared
 from streamtalk.backends.protocol import Float32, LaneState
-from streamtalk.backends.slots import Counts, Mask
+from streamtalk.backends.slots import Counts, Mask, encoder_runs
 from streamtalk.errors import BackendError, MissingDependencyError, ModelError
 from streamtalk.manifest import (
     AUDIO_ENCODER,
@@ -70,11 +70,11 @@ class CpuSlots:
 
         windows = _allocate(manifest.graphs[AUDIO_ENCODER].inputs)
         encoded = _allocate(manifest.graphs[AUDIO_ENCODER].outputs)
-        self.pcm: Float32 = windows["pcm"]
+        self.pcm: Float32 = np.zeros((manifest.batch, manifest.window_samples), np.float32)
+        self._windows: Float32 = windows["pcm"]
         self._encoded: Float32 = encoded["audio_features"]
         self._encode_binding = _Binding(backend.runtime, backend.encoder, windows, encoded)
-        # Apart from what the encoder writes: a slot in mid-hop must keep its own.
-        self._features = np.zeros_like(self._encoded)
+        self._features = np.zeros((manifest.batch, *self._encoded.shape[1:]), np.float32)
         self._feature_rows = self._features.reshape(-1, manifest.audio_width)
         self._first_rows = manifest.hop * np.arange(manifest.batch)
         self._rows = np.zeros_like(self._first_rows)
@@ -109,9 +109,13 @@ class CpuSlots:
             latents[slot, -1] = self._start_latent
 
     def encode(self, due: Mask) -> None:
-        """Run the audio encoder, to its end, and keep what the slots in `due` got."""
-        _run(self._encoder, self._encode_binding)
-        np.copyto(self._features, self._encoded, where=due[:, None, None])
+        """Run the audio encoder on the windows of the slots in `due`, to its end."""
+        for parts in encoder_runs(due, len(self._windows)):
+            for slot, row, count in parts:
+                self._windows[row : row + count] = self.pcm[slot : slot + count]
+            _run(self._encoder, self._encode_binding)
+            for slot, row, count in parts:
+                self._features[slot : slot + count] = self._encoded[row : row + count]
 
     def frame(self, turn: int, frames: Counts, active: Mask) -> None:
         """Run turn `turn`, to its end."""

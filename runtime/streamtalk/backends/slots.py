@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -11,6 +12,7 @@ from streamtalk.backends.protocol import Float32, LaneState
 
 Mask = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.intp]
 
 
 class Slots(Protocol):
@@ -34,8 +36,8 @@ class Slots(Protocol):
         """Return one slot to the state before frame 0, on both sides: an empty cache and the start latent."""
 
     def encode(self, due: Mask) -> None:
-        """Run the audio encoder on `pcm`; the slots in `due` [B] take their features, the others keep theirs.
-        May return before it is done.
+        """Run the audio encoder on `pcm` of the slots in `due` [B], as often as their number asks for; the others keep
+        their features. May return before it is done.
         """
 
     def frame(self, turn: int, frames: Counts, active: Mask) -> None:
@@ -64,3 +66,24 @@ class SlotBackend(Protocol):
 
     def slots(self, start_latent: Float32) -> Slots:
         """Allocate all slots of the graphs' batch, none active. `start_latent` [C]."""
+
+
+def stretches(slots: Numbers) -> Iterator[tuple[int, int, int]]:
+    """Every stretch of consecutive numbers in `slots`, which ascend: its place there, its first number, its length."""
+    places = np.flatnonzero(np.diff(slots, prepend=-2) != 1)
+    lengths = np.diff(places, append=len(slots))
+    return zip(places.tolist(), slots[places].tolist(), lengths.tolist(), strict=True)
+
+
+def encoder_runs(due: Mask, rows: int) -> Iterator[list[tuple[int, int, int]]]:
+    """What goes into each run of an encoder of so many `rows`, so that all slots in `due` [B] are heard: stretches of
+    slots as their first slot, its row, and their length.
+
+    In an encoder of B rows every slot has its own, so that no bit of what it gets hangs on who else is due. In a
+    smaller one slots close up, and their row may change how sums are rounded.
+    """
+    slots = np.flatnonzero(due)
+    for first in range(0, len(slots), rows):
+        portion = slots[first : first + rows]
+        own = rows == len(due)
+        yield [(slot, slot if own else place, count) for place, slot, count in stretches(portion)]

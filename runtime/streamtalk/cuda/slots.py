@@ -11,7 +11,7 @@ hop follow each other turn by turn, so a hop is laid out once; if they do not, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import lcm
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtalk.backends.protocol import Float32, LaneState
-from streamtalk.backends.slots import Counts, Mask
+from streamtalk.backends.slots import Counts, Mask, encoder_runs, stretches
 from streamtalk.cuda.array import DeviceArray
 from streamtalk.cuda.driver import Bytes, Driver, Handle
 from streamtalk.cuda.engine import DeviceEngine, Plan, Run, size_bytes
@@ -82,33 +82,34 @@ class CudaSlots:
         that are in flight.
         """
         driver, device, hop_bytes = self._driver, self._device, self._row_bytes["features"]
-        row = self._row_bytes["pcm"]
+        window_bytes = 4 * self._manifest.window_samples
         self._laid[due] = NOT_LAID
         with driver.current():
             # The last upload must have left the pinned block.
             driver.synchronize(self._heard)
-            for first, last in runs(due):
-                self._pinned_pcm[first:last] = self.pcm[first:last]  # `where` would take 7 times as long
-                driver.upload(
-                    device["pcm"] + first * row,
-                    self._pinned_pcm_bytes[first * row : last * row],
-                    self._encoder_stream,
-                )
-            driver.record(self._heard, self._encoder_stream)
-            # The last output must have been copied.
-            driver.wait(self._encoder_stream, self._kept)
-            self._launch_encoder()
-            driver.record(self._encoded, self._encoder_stream)
-            driver.wait(self._frame_stream, self._encoded)
-            for first, last in runs(due):
-                at = first * hop_bytes
-                driver.copy(
-                    device["features"] + at,
-                    device["audio_features"] + at,
-                    (last - first) * hop_bytes,
-                    self._frame_stream,
-                )
-            driver.record(self._kept, self._frame_stream)
+            for parts in encoder_runs(due, self._manifest.encoder_batch):
+                for slot, row, count in parts:
+                    last = slot + count
+                    self._pinned_pcm[slot:last] = self.pcm[slot:last]  # `where` would take 7 times as long
+                    driver.upload(
+                        device["pcm"] + row * window_bytes,
+                        self._pinned_pcm_bytes[slot * window_bytes : last * window_bytes],
+                        self._encoder_stream,
+                    )
+                driver.record(self._heard, self._encoder_stream)
+                # The last output must have been copied.
+                driver.wait(self._encoder_stream, self._kept)
+                self._launch_encoder()
+                driver.record(self._encoded, self._encoder_stream)
+                driver.wait(self._frame_stream, self._encoded)
+                for slot, row, count in parts:
+                    driver.copy(
+                        device["features"] + slot * hop_bytes,
+                        device["audio_features"] + row * hop_bytes,
+                        count * hop_bytes,
+                        self._frame_stream,
+                    )
+                driver.record(self._kept, self._frame_stream)
 
     def frame(self, turn: int, frames: Counts, active: Mask) -> None:
         """Start turn `turn`: one launch, and at the beginning of a hop the layout of its features."""
@@ -189,7 +190,7 @@ class CudaSlots:
             return
         ring, features = self._device["ring"], self._device["features"]
         for shift in range(m.hop):
-            for first, last in runs(self._stale & (self._shift == shift)):
+            for _, first, count in stretches(np.flatnonzero(self._stale & (self._shift == shift))):
                 for place in range(m.hop):
                     self._driver.copy_rows(
                         ring + ((place + shift) % m.hop * m.batch + first) * row,
@@ -197,7 +198,7 @@ class CudaSlots:
                         features + (first * m.hop + place) * row,
                         m.hop * row,
                         row,
-                        last - first,
+                        count,
                         self._frame_stream,
                     )
         np.copyto(self._laid, self._shift, where=self._stale)
@@ -217,12 +218,14 @@ class CudaSlots:
         driver, m = self._driver, self._manifest
         tensors = [*frame.graph.inputs, *frame.graph.outputs, *encoder.graph.inputs, *encoder.graph.outputs]
         sizes = {tensor.name: size_bytes(tensor) for tensor in tensors}
-        features = sizes["audio_features"]
+        features = 4 * m.batch * m.hop * m.audio_width
+        windows = 4 * m.batch * m.window_samples
         # The uploaded ones come first, so that one copy serves them all.
         ordered = {name: sizes[name] for name in UPLOADED} | sizes
         ordered |= {"features": features, "ring": features, "start_latent": 4 * m.latent_width}
         self._plan = Plan.of(ordered)
-        self._row_bytes = {name: size // m.batch for name, size in ordered.items()}
+        by_slot = ("style", "template", "features", *KV_CACHES, *LATENTS)
+        self._row_bytes = {name: ordered[name] // m.batch for name in by_slot}
         base = driver.device_memory(self._plan.total)
         self._closers.append(lambda: driver.release([base]))
         self._device = {name: base + offset for name, offset in self._plan.offsets.items()}
@@ -231,7 +234,7 @@ class CudaSlots:
             {
                 "upload": packed,
                 "upload of odd turns": packed,
-                "pcm": sizes["pcm"],
+                "pcm": windows,
                 "vertices": 12 * m.n_vertices * self._width if self._download else 0,
                 "spare": max(self._row_bytes.values()),
             }
@@ -364,9 +367,3 @@ class CudaSlots:
         self._driver.drain(self._frame_stream)
         values: Float32 = self._spare[:size].view(np.float32).reshape(shape).copy()
         return values
-
-
-def runs(mask: Mask) -> Iterator[tuple[int, int]]:
-    """First and last + 1 of every stretch of True in `mask` [B]."""
-    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
-    return zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)

@@ -14,7 +14,7 @@ import pytest
 from streamtalk import BackendError, Talker, backends
 from streamtalk.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from streamtalk.backends.slots import Slots
-from streamtalk.cuda.slots import CudaSlots, runs
+from streamtalk.cuda.slots import CudaSlots
 from streamtalk.manifest import Manifest, read_manifest
 from streamtalk.trust import trust
 from tests.runtime.cuda.fake import FakeDriver, FakeStream, fake_gpu
@@ -123,10 +123,31 @@ def test_a_step_is_one_launch_and_takes_no_memory(load: Callable[..., Talker]) -
         assert counted == {"launch": 8 + 2, "upload": 2, "copy": 2, "copy_rows": 2 * 4}
 
 
+def test_voices_whose_hops_begin_together_take_several_runs_of_a_small_encoder(
+    load: Callable[..., Talker],
+) -> None:
+    talker: Any = load(Toy(batch=SLOTS, encoder_batch=2, hop=4, window_samples=4000))
+    calls = talker.choice.backend.driver.calls
+    with talker.batch() as batch:
+        for _ in range(SLOTS):
+            batch.open().push(speech(SECOND))
+        calls.clear()
+        for _ in range(4):
+            assert len(batch.step()) == SLOTS
+        assert {name: calls.count(name) for name in ("launch", "upload", "copy")} == {
+            "launch": 4 + 2,
+            "upload": 2,
+            "copy": 2,
+        }
+
+
 @pytest.mark.parametrize("eager", [(False, False), (True, False), (False, True), (True, True)], ids=str)
-def test_turns_that_nobody_reads_are_still_in_order(eager: tuple[bool, bool], tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoder_batch", [SLOTS, 2])
+def test_turns_that_nobody_reads_are_still_in_order(
+    eager: tuple[bool, bool], encoder_batch: int, tmp_path: Path
+) -> None:
     """Encoder and frame stream each as late or as early as CUDA may run them; slots that stop and go at random."""
-    toy = Toy(batch=SLOTS, hop=3, window_samples=4000)
+    toy = Toy(batch=SLOTS, encoder_batch=encoder_batch, hop=3, window_samples=4000)
     directory = toy.write(tmp_path / "engine")
     manifest = read_manifest(directory)
     gpu = fake_gpu(directory, manifest)
@@ -281,11 +302,3 @@ def test_slots_that_differ_are_not_trusted(tmp_path: Path) -> None:
     gpu.driver.download = MethodType(wrong, gpu.driver)
     with pytest.raises(BackendError, match="does not reproduce the model"):
         trust(gpu, directory, manifest)
-
-
-@pytest.mark.parametrize(
-    ("mask", "expected"),
-    [("", []), ("...", []), ("xxx", [(0, 3)]), (".xx.x", [(1, 3), (4, 5)]), ("x..x", [(0, 1), (3, 4)])],
-)
-def test_runs(mask: str, expected: list[tuple[int, int]]) -> None:
-    assert list(runs(np.array([c == "x" for c in mask], np.bool_))) == expected
