@@ -42,21 +42,23 @@ def _line(
     return Parity(subject=subject, quantity=quantity, frames=frames, measured=error, bound=limit)
 
 
-class _Error:
+class MaxError:
     """Running maximum of an absolute error and of the reference's size."""
 
     def __init__(self) -> None:
         self.error, self.peak, self.count = 0.0, 0.0, 0
 
     def add(self, got: Array, want: Array) -> None:
+        """Take in what should be equal."""
         difference = float(np.abs(got.astype(np.float64) - want).max())
         # max() would drop a NaN.
         self.error = difference if not difference <= self.error else self.error
         self.peak = max(self.peak, float(np.abs(want).max()))
         self.count += 1
 
-    def line(self, subject: str, quantity: str = "max_abs_error") -> Parity:
-        return _line(subject, quantity, self.count, self.error, self.peak)
+    def line(self, subject: str, quantity: str = "max_abs_error", bound: float = STAGE_BOUND) -> Parity:
+        """Of the certificate; `bound` is relative to the reference's peak where that passes 1."""
+        return _line(subject, quantity, self.count, self.error, self.peak, bound)
 
 
 def certify(
@@ -103,7 +105,7 @@ def _certify_encoders(
     graphs.close("audio_encoder_offline")
     streaming_module = StreamingEncoder(model.audio_encoder, window, manifest.level_floor).eval()
     frames = len(clip) * manifest.fps // SAMPLE_RATE
-    streamed, worst = [], _Error()
+    streamed, worst = [], MaxError()
     for pcm in probe.windows(manifest):
         (got,) = graphs.run("audio_encoder", pcm=pcm)
         with torch.no_grad():
@@ -170,8 +172,8 @@ def _certify_frames(
     )
     by_stage, fused, free = (Stream(manifest, probe.start_latent) for _ in range(3))
     stages = ("condition_predictor", "diffusion_head", "vq_decoder")
-    errors = {name: _Error() for name in (*stages, "frame")}
-    state, closed = _Error(), _Error()
+    errors = {name: MaxError() for name in (*stages, "frame")}
+    state, closed = MaxError(), MaxError()
     latent = probe.start_latent
     for i, (condition_t, latent_t, offsets_t) in enumerate(reference):
         if not manifest.folded:

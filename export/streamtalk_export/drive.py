@@ -81,19 +81,26 @@ class Graphs:
 
     def run(self, name: str, **inputs: Array) -> list[Array]:
         """Outputs of the first slot; every slot gets the same inputs, given without the batch axis."""
-        graph = self._manifest.graphs[graph_key(name, self._precision)]
-        if name not in self._sessions:
-            self._sessions[name] = self._session(graph)
-        batch = int(graph.inputs[0].shape[0])
+        batch = int(self._graph(name).inputs[0].shape[0])
         batched = {
             key: np.ascontiguousarray(np.broadcast_to(value, (batch, *value.shape)))
             for key, value in inputs.items()
         }
-        return [out[0] for out in self._sessions[name].run(None, batched)]
+        return [out[0] for out in self.run_slots(name, batched)]
+
+    def run_slots(self, name: str, inputs: Mapping[str, Array]) -> list[Array]:
+        """Outputs of every slot, of inputs with the batch axis."""
+        if name not in self._sessions:
+            self._sessions[name] = self._session(self._graph(name))
+        outputs: list[Array] = self._sessions[name].run(None, dict(inputs))
+        return outputs
 
     def close(self, name: str) -> None:
         """Let a session's memory go: full-size graphs are large."""
         self._sessions.pop(name, None)
+
+    def _graph(self, name: str) -> Graph:
+        return self._manifest.graphs[graph_key(name, self._precision)]
 
     def _session(self, graph: Graph) -> Any:
         options = onnxruntime.SessionOptions()
@@ -126,19 +133,24 @@ class Stream:
         }
 
 
+def frame_inputs(stream: Stream, feature: Array, probe: Probe) -> dict[str, Array]:
+    """What the fused graph is given for the stream's next frame, without the batch axis."""
+    return {
+        "audio_feature": feature,
+        "noise": probe.noise[stream.frame],
+        "style": probe.style,
+        "template": probe.template,
+        "kv_cache": stream.cache,
+        "latents": stream.latents,
+        "active": np.array(True),
+        **stream.counters(),
+    }
+
+
 def next_frame(graphs: Graphs, stream: Stream, feature: Array, probe: Probe) -> Array:
     """Run the fused graph for the stream's next frame: vertices [V, 3]."""
-    vertices, stream.cache, stream.latents = graphs.run(
-        "frame",
-        audio_feature=feature,
-        noise=probe.noise[stream.frame],
-        style=probe.style,
-        template=probe.template,
-        kv_cache=stream.cache,
-        latents=stream.latents,
-        active=np.array(True),
-        **stream.counters(),
-    )
+    inputs = frame_inputs(stream, feature, probe)
+    vertices, stream.cache, stream.latents = graphs.run("frame", **inputs)
     stream.frame += 1
     return vertices
 

@@ -42,12 +42,16 @@ from streamtalk_export.model import TalkerModel
 from streamtalk_export.onnx_file import write_graph, write_reduced
 from streamtalk_export.reduced_certificate import STREAM_SECONDS, certify_reduced, make_probe
 from streamtalk_export.sampler import SamplerTable, sampler_table
+from streamtalk_export.slots_certificate import certify_slots, moments
 from streamtalk_export.templates import Mesh
 from streamtalk_export.windows import AudioWindow, OfflineEncoder, StreamingEncoder, audio_window
 
+OFFLINE = "audio_encoder_offline"
 IDENTITY = "identity.npz"
 BLENDSHAPES = "blendshapes.npz"
 PROBE = "probe.npz"
+SINGLE = "single"
+"""The graphs of one voice, gone when the directory is complete."""
 KINDS: dict[Precision, tuple[Precision, ...]] = {"fp32": (), "fp16": ("fp16", "fused"), "int8": ("int8",)}
 """What an export at a precision writes beside the float32 graphs."""
 REDUCED: dict[Precision, tuple[str, ...]] = {"int8": INT8_GRAPHS, "fused": (AUDIO_ENCODER, FRAME)}
@@ -139,14 +143,13 @@ def export_model(
     folded = settings.fold and config.predictor.head == "linear"
     with _new_directory(out) as directory:
         _write_identity(model, identities, directory / IDENTITY)
-        graphs = _write_graphs(
-            model,
-            table,
-            window,
-            directory,
-            (history, decode_window, settings.batch, encoder_batch, folded),
-            say,
-        )
+
+        def written(into: Path, batch: int, windows: int, say: Say) -> dict[str, Graph]:
+            return _write_graphs(
+                model, table, window, into, (history, decode_window, batch, windows, folded), say
+            )
+
+        graphs = written(directory, settings.batch, encoder_batch, say)
         shapes = identities.mesh.shapes
         weights = None if shapes is None else weight_matrix(shapes, model.autoencoder.decoder)
         manifest = Manifest(
@@ -187,12 +190,7 @@ def export_model(
         kinds = KINDS[precision]
         if kinds:
             say(f"writing {precision} graphs")
-            reduced = {
-                graph_key(name, kind): write_reduced(directory, graphs[name], kind)
-                for kind in kinds
-                for name in REDUCED.get(kind, graphs)
-            }
-            manifest = msgspec.structs.replace(manifest, graphs={**graphs, **reduced})
+            manifest = msgspec.structs.replace(manifest, graphs=_with_reduced(directory, graphs, kinds))
         # Before the long checks: a graph that does not build is found in seconds.
         engines = build_engines(
             directory,
@@ -202,10 +200,22 @@ def export_model(
             settings.compute_capabilities,
             say,
         )
+        # Graphs of many slots are judged by those of one voice, and then only held to them.
+        single, alone = directory, manifest
+        if settings.batch > 1:
+            say("writing the graphs of one voice, to judge by")
+            single = directory / SINGLE
+            single.mkdir()
+            graphs = _with_reduced(single, written(single, 1, 1, _silent), kinds)
+            # This one knows no batch, and what ships is what is judged.
+            graphs[OFFLINE] = manifest.graphs[OFFLINE]
+            for name in graphs[OFFLINE].files:
+                shutil.copyfile(directory / name, single / name)
+            alone = msgspec.structs.replace(manifest, batch=1, encoder_batch=1, graphs=graphs)
         say("checking every graph against the torch model")
         parity = certify(
-            directory,
-            manifest,
+            single,
+            alone,
             model,
             table,
             window,
@@ -215,14 +225,36 @@ def export_model(
         _enforce(parity)
         if kinds:
             say(f"checking {precision} against fp32 over {STREAM_SECONDS} s of audio")
-            parity += certify_reduced(directory, manifest, identity, kinds)
+            parity += certify_reduced(single, alone, identity, kinds)
             _enforce(parity)
-        make_probe(directory, manifest, identity).save(directory / PROBE)
+        make_probe(single, alone, identity).save(directory / PROBE)
+        if settings.batch > 1:
+            say(f"checking each of {settings.batch} slots")
+            rms_mm = [line.measured for line in parity if line.quantity == "rms_motion_mm"][-1]
+            found = moments(single, alone, identity)
+            shutil.rmtree(single)
+            parity += certify_slots(directory, manifest, found, kinds, rms_mm)
+            _enforce(parity)
         probe = Asset(file=PROBE, sha256=sha256_of(directory / PROBE))
         manifest = msgspec.structs.replace(manifest, parity=tuple(parity), engines=engines, probe=probe)
         encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
         (directory / FILE_NAME).write_bytes(encoded)
     return manifest
+
+
+def _silent(_: str) -> None:
+    """Say nothing."""
+
+
+def _with_reduced(
+    directory: Path, graphs: dict[str, Graph], kinds: tuple[Precision, ...]
+) -> dict[str, Graph]:
+    """The graphs, and those of fewer bits, which are written beside them."""
+    return graphs | {
+        graph_key(name, kind): write_reduced(directory, graphs[name], kind)
+        for kind in kinds
+        for name in REDUCED.get(kind, graphs)
+    }
 
 
 def _first(*values: float | None) -> float | None:
@@ -297,13 +329,13 @@ def _write_graphs(
         say(f"{graph.file:28} {size:8.1f} MB  {time.perf_counter() - began:5.1f} s")
 
     write(
-        "audio_encoder",
+        AUDIO_ENCODER,
         StreamingEncoder(model.audio_encoder, window, config.audio.level_floor),
         {"pcm": zeros(windows, window.window_samples)},
         "audio_features",
     )
     write(
-        "audio_encoder_offline",
+        OFFLINE,
         OfflineEncoder(model.audio_encoder, config.fps),
         {"pcm": zeros(1, 2 * SAMPLE_RATE)},
         "audio_features",

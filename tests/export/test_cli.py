@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from streamtalk.manifest import Parity
 from streamtalk_export import export_model as exporter
 from streamtalk_export.cli import main
+from streamtalk_export.graphs import Frame
 from tests.export.golden import DATA, Driver, Golden, load_golden
 
 GOLDEN = load_golden("vocaset_small")
@@ -93,6 +96,23 @@ def test_settings_reach_the_manifest_and_an_export_is_replaced_whole(tmp_path: P
     assert Driver(out).manifest.decode_window == 4
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     assert not (out / "leftover.engine").exists()
+
+
+def test_a_graph_whose_slots_mix_is_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Crossed(Frame):
+        """Each slot hears its neighbour: in a graph of one slot nothing is wrong."""
+
+        def forward(self, audio_feature: Tensor, *rest: Any, **named: Any) -> Any:
+            return super().forward(audio_feature.roll(1, 0), *rest, **named)
+
+    monkeypatch.setattr(exporter, "Frame", Crossed)
+    options = ["--out", str(tmp_path / "model"), "--history", "4"]
+    assert main([*SMALL, *options, "--batch", "2"]) == 2
+    assert "do not reproduce the model: frame slots_max_abs_error" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert main([*SMALL, *options]) == 0
 
 
 def test_batch_slots_are_independent(tmp_path: Path) -> None:
