@@ -59,6 +59,8 @@ class Budget:
 def of_engine(directory: Path, batches: Sequence[int], measure: bool) -> Budget:
     """The budget of an exported model. Raises StreamTalkError."""
     m: Manifest = read_manifest(directory)
+    if m.encoder_batch != m.batch:
+        raise UsageError("A budget is of an encoder for the whole batch: export without --encoder-batch.")
     paths = {name: directory / graph.file for name, graph in m.graphs.items() if graph.precision == "fp32"}
     setup = Setup(m.hop, m.history, m.decode_window, m.batch)
     counts = {name: count(path, {"samples": OFFLINE_S * m.sample_rate}) for name, path in paths.items()}
@@ -66,16 +68,15 @@ def of_engine(directory: Path, batches: Sequence[int], measure: bool) -> Budget:
     half = {name: _half(path) for name, path in streaming.items()}
     setups = [setup]
     for batch in batches or (m.batch * batch for batch in BATCHES):
-        if batch % m.batch or batch % m.encoder_batch:
+        if batch % m.batch:
             raise UsageError(
-                f"--batch {batch}: this model was exported for {m.batch}, its encoder for {m.encoder_batch}; give "
-                "multiples of both."
+                f"--batch {batch}: this model was exported for {m.batch}; give multiples of that."
             )
         setups.append(replace(setup, batch=batch))
     predictions = _predictions(
         setups,
         lambda s: (
-            half["audio_encoder"].batched(s.batch // m.encoder_batch),
+            half["audio_encoder"].batched(s.batch // m.batch),
             half["frame"].batched(s.batch // m.batch),
         ),
     )

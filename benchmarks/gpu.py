@@ -153,6 +153,7 @@ def loaded(
                 **errors(folder, talker, backend),
             }
             | {"first_frame_s": round(talker.choice.first_frame_s, 3)}
+            | {"encoder_batch": talker.manifest.encoder_batch}
         )
         print(f"{label}, {backend.description}: {result.parity[-1]}", file=sys.stderr, flush=True)
         yield talker, backend
@@ -291,7 +292,7 @@ def many_voices(
         list(turns(slots, m, 2 * m.hop))
         add("frame", variant, list(turns(slots, m, frames)))
         add("frame", f"{variant}-hop-start", list(hops(slots, m, max(frames // m.hop, 3))))
-    windows = f"batch-{m.encoder_batch}"
+    windows = f"windows-{m.encoder_batch}"
     stages(preset, windows, folder, backend, ("audio_encoder",), max(frames // 8, 5), result)
     for said, staggered in (("step", False), ("step-staggered", True)):
         took = np.array(list(steps(talker, speech(STEP_S), staggered)))[2 * m.hop :]
@@ -376,7 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for preset in options.presets:
             eager = None if options.no_eager else Eager(preset)
             for batch in options.batches:
-                # As many windows as have a hop due when voices are spread over it.
+                # As many windows as have a hop due when voices are spread over it evenly.
                 windows = -(-batch // HOP)
                 given = [*targets_of, "--batch", str(batch), "--encoder-batch", str(windows)]
                 folder = folder_of(preset, f"batch-{batch}", given, options.models)

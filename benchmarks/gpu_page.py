@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from benchmarks.latency_targets import table as targets_table
 
 FIRST, LAST = "frame-0", "frame-269"
 """Frames of the released streaming path that are shown."""
+WINDOWS = re.compile(r"(?:windows|batch)-(\d+)")
+"""Runs of an audio encoder. Before `--encoder-batch` it heard as many windows as its batch had voices."""
 MANY = 100
 """Measurements below which a 99th percentile is the slowest one and tells nothing."""
 
@@ -23,12 +26,10 @@ class Preset:
         rows = [row for row in document["rows"] if row["preset"] == name]
         self._rows = {(r["system"], r["variant"], r["stage"], r["audio_s"] > 0): r for r in rows}
         own = [r for r in rows if r["system"] == system]
-        self.batches, self.windows = (
-            sorted(
-                n for r in own if r["stage"] == stage and (n := batch_of(r["variant"])) is not None and n > 1
-            )
-            for stage in ("frame", "audio_encoder")
-        )
+        frames = [batch_of(r["variant"]) for r in own if r["stage"] == "frame"]
+        self.batches = sorted(n for n in frames if n is not None and n > 1)
+        runs = (WINDOWS.fullmatch(r["variant"]) for r in own if r["stage"] == "audio_encoder")
+        self.encoders = sorted({int(run[1]): run[0] for run in runs if run}.items())
         self._parity = {p["model"]: p for p in document["parity"] if p["backend"] == system}
         self._launches = {
             item["of"]: item["calls"]
@@ -86,8 +87,8 @@ class Preset:
 
     def encoder(self) -> Iterator[list[str]]:
         """A table row for each number of windows that a run of the encoder hears."""
-        for windows in self.windows:
-            yield [self.name, str(windows), _ms(self.row(f"batch-{windows}", "audio_encoder"))]
+        for windows, variant in self.encoders:
+            yield [self.name, str(windows), _ms(self.row(variant, "audio_encoder"))]
 
 
 def section(documents: Sequence[Document]) -> str:

@@ -47,6 +47,7 @@ from streamtalk_export.templates import Mesh
 from streamtalk_export.windows import AudioWindow, OfflineEncoder, StreamingEncoder, audio_window
 
 OFFLINE = "audio_encoder_offline"
+STREAMED = (AUDIO_ENCODER, "condition_predictor", "diffusion_head", "vq_decoder", FRAME)
 IDENTITY = "identity.npz"
 BLENDSHAPES = "blendshapes.npz"
 PROBE = "probe.npz"
@@ -143,13 +144,14 @@ def export_model(
     folded = settings.fold and config.predictor.head == "linear"
     with _new_directory(out) as directory:
         _write_identity(model, identities, directory / IDENTITY)
-
-        def written(into: Path, batch: int, windows: int, say: Say) -> dict[str, Graph]:
-            return _write_graphs(
-                model, table, window, into, (history, decode_window, batch, windows, folded), say
-            )
-
-        graphs = written(directory, settings.batch, encoder_batch, say)
+        sizes = _Sizes(
+            history=history,
+            decode_window=decode_window,
+            batch=settings.batch,
+            encoder_batch=encoder_batch,
+            folded=folded,
+        )
+        graphs = _write_graphs(model, table, window, directory, sizes, (OFFLINE, *STREAMED), say)
         shapes = identities.mesh.shapes
         weights = None if shapes is None else weight_matrix(shapes, model.autoencoder.decoder)
         manifest = Manifest(
@@ -190,7 +192,9 @@ def export_model(
         kinds = KINDS[precision]
         if kinds:
             say(f"writing {precision} graphs")
-            manifest = msgspec.structs.replace(manifest, graphs=_with_reduced(directory, graphs, kinds))
+            manifest = msgspec.structs.replace(
+                manifest, graphs=_with_reduced(directory, graphs, kinds, tuple(graphs))
+            )
         # Before the long checks: a graph that does not build is found in seconds.
         engines = build_engines(
             directory,
@@ -206,7 +210,9 @@ def export_model(
             say("writing the graphs of one voice, to judge by")
             single = directory / SINGLE
             single.mkdir()
-            graphs = _with_reduced(single, written(single, 1, 1, _silent), kinds)
+            one = msgspec.structs.replace(sizes, batch=1, encoder_batch=1)
+            graphs = _write_graphs(model, table, window, single, one, STREAMED, lambda _: None)
+            graphs = _with_reduced(single, graphs, kinds, (AUDIO_ENCODER, FRAME))
             # This one knows no batch, and what ships is what is judged.
             graphs[OFFLINE] = manifest.graphs[OFFLINE]
             for name in graphs[OFFLINE].files:
@@ -242,18 +248,25 @@ def export_model(
     return manifest
 
 
-def _silent(_: str) -> None:
-    """Say nothing."""
+class _Sizes(msgspec.Struct, frozen=True, kw_only=True):
+    """What the graphs' shapes depend on beside the model."""
+
+    history: int
+    decode_window: int
+    batch: int
+    encoder_batch: int
+    folded: bool
 
 
 def _with_reduced(
-    directory: Path, graphs: dict[str, Graph], kinds: tuple[Precision, ...]
+    directory: Path, graphs: dict[str, Graph], kinds: tuple[Precision, ...], names: tuple[str, ...]
 ) -> dict[str, Graph]:
-    """The graphs, and those of fewer bits, which are written beside them."""
+    """The graphs, and beside them those of `names` in fewer bits."""
     return graphs | {
         graph_key(name, kind): write_reduced(directory, graphs[name], kind)
         for kind in kinds
         for name in REDUCED.get(kind, graphs)
+        if name in names
     }
 
 
@@ -299,16 +312,18 @@ def _write_graphs(
     table: SamplerTable,
     window: AudioWindow,
     directory: Path,
-    sizes: tuple[int, int, int, int, bool],
+    sizes: _Sizes,
+    names: tuple[str, ...],
     say: Say,
 ) -> dict[str, Graph]:
+    """The graphs of these `names`."""
     config = model.config
-    history, decode_window, B, windows, folded = sizes
+    history, decode_window, B = sizes.history, sizes.decode_window, sizes.batch
     p = config.predictor
     C, E, A = p.vq_dim, p.latent_dim, p.audio_encode_dim
     network = model.diff_ar_network
     predictor = ConditionPredictor(network, history)
-    head = diffusion_head(network, table, folded)
+    head = diffusion_head(network, table, sizes.folded)
     decoder = NewestFrameDecoder(model.autoencoder.decoder, decode_window, B)
     zeros = torch.zeros
     counter = torch.ones(B, dtype=torch.int64)
@@ -323,6 +338,8 @@ def _write_graphs(
         *outputs: str,
         dynamic: dict[str, dict[int, str]] | None = None,
     ) -> None:
+        if name not in names:
+            return
         began = time.perf_counter()
         graphs[name] = graph = write_graph(module, inputs, outputs, directory / f"{name}.onnx", dynamic)
         size = sum((directory / file).stat().st_size for file in graph.files) / 1e6
@@ -331,7 +348,7 @@ def _write_graphs(
     write(
         AUDIO_ENCODER,
         StreamingEncoder(model.audio_encoder, window, config.audio.level_floor),
-        {"pcm": zeros(windows, window.window_samples)},
+        {"pcm": zeros(sizes.encoder_batch, window.window_samples)},
         "audio_features",
     )
     write(

@@ -38,7 +38,8 @@ class Batch:
 
     Streams start, stop, starve and reset independently: a stream without audio takes no part in a step and keeps
     its state to the bit, and none waits for another. Its frames depend on its own audio, speaker and seed alone,
-    whichever slot it has and whoever its neighbours are. Everything is allocated when the batch is opened.
+    whichever slot it has and whoever its neighbours are; where the audio encoder has fewer rows than there are slots,
+    but for the rounding of its sums. Everything is allocated when the batch is opened.
     """
 
     def __init__(self, size: int, slots: Slots, voice: VoiceMaker) -> None:

@@ -354,13 +354,15 @@ def test_what_a_gpu_took_stands_beside_its_prediction(
         (["--engine", "{toy}", "--hop", "2"], "--config"),
         (["--engine", "{toy}", "--batch", "3"], "exported for 2"),
         (["--engine", "{toy}", "--batch", "2", "--write", "nowhere/a.md"], "nowhere"),
+        (["--engine", "{few}"], "export without --encoder-batch"),
     ],
 )
 def test_what_a_user_can_mend_is_one_sentence(
     arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine = Toy(batch=2).write(tmp_path / "toy")
-    assert main([a.format(toy=engine) for a in [*arguments, "--no-measure"]]) == 2
+    few = Toy(batch=2, encoder_batch=1).write(tmp_path / "few")
+    assert main([a.format(toy=engine, few=few) for a in [*arguments, "--no-measure"]]) == 2
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1

@@ -212,7 +212,7 @@ def test_the_page_of_a_result() -> None:
             row("frame-0", "frame", 6, "released-streaming"),
             row("batch-8", "frame", 5),
             row("batch-8-step", "total", 5),
-            row("batch-2", "audio_encoder", 5),
+            row("windows-2", "audio_encoder", 5),
         ],
         "targets": [],
     }

@@ -10,6 +10,7 @@ import pytest
 
 from streamtalk.manifest import Parity
 from streamtalk_export import export_model as exporter
+from streamtalk_export.certificate import MaxError
 from streamtalk_export.cli import main
 from streamtalk_export.drive import Graphs
 from tests.small_model import TINY
@@ -39,6 +40,14 @@ def certificate(head: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dic
 def _held(line: Parity) -> bool:
     assert line.bound is not None
     return line.measured <= line.bound
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_nan_is_no_small_error(place: int) -> None:
+    error = MaxError()
+    for at in range(2):
+        error.add(np.array([np.nan if at == place else 1.0]), np.ones(1))
+    assert not error.line("frame").measured <= 1e9
 
 
 def test_a_head_that_draws_is_judged_from_the_models_own_latents(

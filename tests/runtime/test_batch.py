@@ -452,6 +452,27 @@ def test_an_interrupted_step_is_simply_done_again(
         np.testing.assert_array_equal(got, want)
 
 
+def test_an_interrupt_between_the_runs_of_a_small_encoder(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talker = Talker.load(toy.with_(batch=SLOTS, encoder_batch=1).write(tmp_path), threads=1)
+    expected = [alone(talker, part) for part in CAST[:2]]
+    calls = 0
+
+    def cut_short(due: Any, rows: int) -> Iterator[Any]:
+        nonlocal calls
+        for parts in encoder_runs(due, rows):
+            calls += 1
+            if calls % 3 == 0:
+                raise KeyboardInterrupt
+            yield parts
+
+    monkeypatch.setattr("streamtalk.backends.onnxruntime_cpu.encoder_runs", cut_short)
+    for got, want in zip(interrupted(talker, CpuSlots, "vertices", monkeypatch), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert calls > 6
+
+
 def test_a_voice_moves_between_slots_and_streams(many: Talker) -> None:
     part = CAST[0]
     expected = alone(many, part)

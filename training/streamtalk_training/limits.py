@@ -45,7 +45,7 @@ from streamtalk_training.scores import Pair, Speech, agreement, pairs, speech_sc
 from streamtalk_training.streaming import Reader, exported
 from streamtalk_training.talker import Talker
 from streamtalk_training.visemes import tables
-from streamtalk_training.voices import Engines, find_engines
+from streamtalk_training.voices import TEST_FLITE_VOICE, TRAIN_FLITE_VOICES, Engines, find_engines
 
 Floats = NDArray[np.float32]
 Fitted = Callable[[Floats], Floats]
@@ -242,7 +242,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--jitter", action="store_true", help="what trembles in sustained vowels")
     instead.add_argument(
-        "--flite", nargs="+", metavar="VOICE", default=(), help="closures of awb, slt, rms, kal16"
+        "--flite",
+        nargs="+",
+        choices=(TEST_FLITE_VOICE, *TRAIN_FLITE_VOICES),
+        default=(),
+        help="closures of these",
     )
     parser.add_argument("--quick", action="store_true", help="a few clips of each split")
     options = parser.parse_args(arguments)

@@ -2,7 +2,8 @@
 
 A turn's graph holds its packed upload (noise, counters, who is active), the row of audio features that the turn
 reads, the engine, and the download of its vertices. It is captured once for each side of the state's ping-pong and
-each row. The encoder has its own stream and graph, and waits for no frame: only for the copy of its last output.
+each row. The encoder has its own stream and graph, and waits for no frame: only for the copy of its last output (a
+second run for the same step, where a small encoder needs one, so for the frames before that copy).
 
 Slots are at different places in their hops. So that a turn can read the features of all of them with one copy, they
 are laid out by the turn that will read them: `ring` is [hop, B, A], and turn t reads row t % hop. The frames of a
