@@ -36,8 +36,8 @@ class Moment:
 
 
 def moments(directory: Path, manifest: Manifest, identity: dict[str, Array]) -> list[Moment]:
-    """Three of a stream through the float32 graphs of one voice, each with another style and face, even where a model
-    has but one."""
+    """Three of a stream through the float32 graphs of one voice, each as another speaker where there are several, and
+    with its face elsewhere."""
     last = max(manifest.history, manifest.decode_window)
     wanted = {last * n // (MOMENTS - 1) for n in range(MOMENTS)}
     probe = Probe.make(manifest, (last + 1) / manifest.fps, identity)
@@ -49,7 +49,7 @@ def moments(directory: Path, manifest: Manifest, identity: dict[str, Array]) -> 
             if stream.frame in wanted:
                 n = len(found)
                 inputs = frame_inputs(stream, feature, probe) | {
-                    "style": np.roll(probe.style, n),
+                    "style": identity["styles"][n % len(identity["styles"])],
                     "template": probe.template + np.float32(0.1 * n),
                 }
                 outputs = zip(OUTPUTS, graphs.run(FRAME, **inputs), strict=True)
