@@ -151,9 +151,9 @@ def loaded(
                 "backend": name,
                 "precision": backend.precision,
                 **errors(folder, talker, backend),
+                "first_frame_s": round(talker.choice.first_frame_s, 3),
+                "encoder_batch": talker.manifest.encoder_batch,
             }
-            | {"first_frame_s": round(talker.choice.first_frame_s, 3)}
-            | {"encoder_batch": talker.manifest.encoder_batch}
         )
         print(f"{label}, {backend.description}: {result.parity[-1]}", file=sys.stderr, flush=True)
         yield talker, backend

@@ -35,9 +35,10 @@ REBUILT_SECONDS = 20
 """Over which blendshapes are judged: a face that draws its blinks may have none in a few seconds."""
 
 
-def _line(
+def parity_line(
     subject: str, quantity: str, frames: int, error: float, peak: float | None, bound: float = STAGE_BOUND
 ) -> Parity:
+    """Of the certificate; `bound` is relative to the reference's `peak` where that passes 1, and none without one."""
     limit = None if peak is None else bound * max(1.0, peak)
     return Parity(subject=subject, quantity=quantity, frames=frames, measured=error, bound=limit)
 
@@ -56,9 +57,9 @@ class MaxError:
         self.peak = max(self.peak, float(np.abs(want).max()))
         self.count += 1
 
-    def line(self, subject: str, quantity: str = "max_abs_error", bound: float = STAGE_BOUND) -> Parity:
-        """Of the certificate; `bound` is relative to the reference's peak where that passes 1."""
-        return _line(subject, quantity, self.count, self.error, self.peak, bound)
+    def line(self, subject: str, quantity: str = "max_abs_error") -> Parity:
+        """Of the certificate, with the bound of a stage."""
+        return parity_line(subject, quantity, self.count, self.error, self.peak)
 
 
 def certify(
@@ -113,7 +114,7 @@ def _certify_encoders(
         streamed.append(got)
     graphs.close("audio_encoder")
     lines = [
-        _line(
+        parity_line(
             "audio_encoder_offline",
             "max_abs_error",
             len(offline),
@@ -121,14 +122,14 @@ def _certify_encoders(
             float(np.abs(reference).max()),
             FEATURE_BOUND,
         ),
-        _line("audio_encoder", "max_abs_error", worst.count, worst.error, worst.peak, FEATURE_BOUND),
+        parity_line("audio_encoder", "max_abs_error", worst.count, worst.error, worst.peak, FEATURE_BOUND),
     ]
     if isinstance(model.audio_encoder, HubertEncoder):
         encoder = model.audio_encoder
         hf = encoder.hubert(_normalised(clip)).last_hidden_state
         own = encoder(torch.from_numpy(clip[None]))
         lines.append(
-            _line(
+            parity_line(
                 "audio_encoder",
                 "max_abs_error_of_torch_against_transformers",
                 own.shape[1],
@@ -214,7 +215,7 @@ def _certify_frames(
     lines = [error.line(name) for name, error in errors.items()]
     lines.append(state.line("frame", "max_abs_error_of_final_state"))
     if closed.count:
-        lines.append(_line("frame", "closed_loop_max_abs_error", closed.count, closed.error, None))
+        lines.append(parity_line("frame", "closed_loop_max_abs_error", closed.count, closed.error, None))
     return lines
 
 
@@ -238,4 +239,4 @@ def _streaming_cost(moved: dict[str, npt.NDArray[np.float64]], metres_per_unit: 
         "streaming_vs_offline_features_p99_mm": float(np.quantile(difference, 0.99)),
         "rms_motion_mm": rms,
     }
-    return [_line("frame", name, count, value, None) for name, value in figures.items()]
+    return [parity_line("frame", name, count, value, None) for name, value in figures.items()]

@@ -236,10 +236,9 @@ def export_model(
         make_probe(single, alone, identity).save(directory / PROBE)
         if settings.batch > 1:
             say(f"checking each of {settings.batch} slots")
-            rms_mm = [line.measured for line in parity if line.quantity == "rms_motion_mm"][-1]
             found = moments(single, alone, identity)
             shutil.rmtree(single)
-            parity += certify_slots(directory, manifest, found, kinds, rms_mm)
+            parity += certify_slots(directory, manifest, found, kinds, parity)
             _enforce(parity)
         probe = Asset(file=PROBE, sha256=sha256_of(directory / PROBE))
         manifest = msgspec.structs.replace(manifest, parity=tuple(parity), engines=engines, probe=probe)

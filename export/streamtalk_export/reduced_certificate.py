@@ -98,8 +98,8 @@ class _Reduced:
         if not self._manifest.folded:
             self._stream.cache, self._stream.latents = before
             free = next_frame(self._graphs, self._free, feature, probe)
-            self._free_errors.append(_distance(free, want))
-        self._errors.append(_distance(next_frame(self._graphs, self._stream, feature, probe), want))
+            self._free_errors.append(vertex_distance(free, want))
+        self._errors.append(vertex_distance(next_frame(self._graphs, self._stream, feature, probe), want))
 
     def lines(self, rms_mm: float) -> list[Parity]:
         """Of the certificate, for a model that moves this much."""
@@ -161,7 +161,7 @@ def certify_reduced(
     return [line for one in reduced for line in one.lines(rms_mm)]
 
 
-def _distance(got: Array, want: Array) -> Array:
+def vertex_distance(got: Array, want: Array) -> Array:
     """Of each vertex: [V] float32."""
     return np.linalg.norm(got.astype(np.float64) - want, axis=-1).astype(np.float32)
 

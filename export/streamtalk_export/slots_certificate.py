@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from streamtalk.manifest import AUDIO_ENCODER, FRAME, Manifest, Parity, Precision, graph_key
-from streamtalk_export.certificate import FEATURE_BOUND, STAGE_BOUND, MaxError
+from streamtalk_export.certificate import FEATURE_BOUND, STAGE_BOUND, MaxError, parity_line
 from streamtalk_export.drive import Array, Graphs, Probe, Stream, frame_inputs, next_frame
-from streamtalk_export.reduced_certificate import BOUNDS
+from streamtalk_export.reduced_certificate import BOUNDS, vertex_distance
 
 MOMENTS = 3
 """Of the stream: its first frame, one as the windows fill, one when both are full."""
@@ -63,22 +62,24 @@ def certify_slots(
     manifest: Manifest,
     found: Sequence[Moment],
     precisions: Sequence[Precision],
-    rms_motion_mm: float,
+    certified: Sequence[Parity],
 ) -> list[Parity]:
     """Every slot of the graphs in `directory` at one of the moments `found`, by turns, at float32 and `precisions`. The
-    caller enforces.
+    largest error of those is bounded as one voice's was in the lines `certified`. The caller enforces.
     """
+    largest_mm = {line.subject: line.bound for line in certified if line.quantity == "vertex_error_max_mm"}
     graphs, batch = Graphs(directory, manifest), manifest.batch
     rounds = [_Seats.of(found, batch, turn) for turn in range(len(found))]
-    heard = _features(graphs, manifest, rounds[0])
+    heard, exact = _features(graphs, manifest, rounds[0]), rounds[0].inputs["audio_feature"]
     graphs.close(AUDIO_ENCODER)
     lines = [
-        _line(batch, AUDIO_ENCODER, "slots_max_abs_error", FEATURE_BOUND, (heard, rounds[0].feature)),
+        _line(batch, AUDIO_ENCODER, "slots_max_abs_error", FEATURE_BOUND, (heard, exact)),
         *_frames(graphs, batch, rounds),
         *_stages(graphs, batch, rounds[0]),
     ]
     for precision in precisions:
-        lines += _reduced(directory, manifest, precision, rounds[0], rms_motion_mm)
+        bound_mm = largest_mm[graph_key(FRAME, precision)]
+        lines += _reduced(directory, manifest, precision, rounds[0], bound_mm)
     return lines
 
 
@@ -102,10 +103,6 @@ class _Seats:
             active=np.arange(batch) % 2 == turn % 2,
         )
 
-    @property
-    def feature(self) -> Array:
-        return self.inputs["audio_feature"]
-
 
 def _frames(graphs: Graphs, batch: int, rounds: Sequence[_Seats]) -> list[Parity]:
     """The frame graph, some of its slots active and some not."""
@@ -126,29 +123,29 @@ def _frames(graphs: Graphs, batch: int, rounds: Sequence[_Seats]) -> list[Parity
 
 
 def _reduced(
-    directory: Path, manifest: Manifest, precision: Precision, seats: _Seats, rms_motion_mm: float
+    directory: Path, manifest: Manifest, precision: Precision, seats: _Seats, bound_mm: float | None
 ) -> list[Parity]:
     """Frames of fewer bits, from float32's state: vertices within the largest error that is allowed, the new state
     within the same share of its own peak."""
-    graphs, bounds = Graphs(directory, manifest, precision), BOUNDS[precision]
+    graphs = Graphs(directory, manifest, precision)
     feature = _features(graphs, manifest, seats)
     graphs.close(AUDIO_ENCODER)
     got = dict(zip(OUTPUTS, graphs.run_slots(FRAME, {**seats.inputs, "audio_feature": feature}), strict=True))
-    off = np.linalg.norm(got["vertices"].astype(np.float64) - seats.wanted["vertices"], axis=-1).max()
+    off = float(vertex_distance(got["vertices"], seats.wanted["vertices"]).max())
     subject = graph_key(FRAME, precision)
     return [
         Parity(
             subject=subject,
             quantity="slots_vertex_error_max_mm",
             frames=manifest.batch,
-            measured=1000 * manifest.metres_per_unit * float(off),
-            bound=bounds.limits_mm(rms_motion_mm).max,
+            measured=1000 * manifest.metres_per_unit * off,
+            bound=bound_mm,
         ),
         _line(
             manifest.batch,
             subject,
             "slots_max_abs_error_of_state",
-            bounds.max_of_motion,
+            BOUNDS[precision].max_of_motion,
             *((got[name], seats.wanted[name]) for name in OUTPUTS[1:]),
         ),
     ]
@@ -203,4 +200,4 @@ def _line(batch: int, subject: str, quantity: str, bound: float, *pairs: tuple[A
     error = MaxError()
     for got, want in pairs:
         error.add(got, want)
-    return msgspec.structs.replace(error.line(subject, quantity, bound), frames=batch)
+    return parity_line(subject, quantity, batch, error.error, error.peak, bound)

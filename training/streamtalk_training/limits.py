@@ -253,20 +253,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     corpus, debian, cache = (getattr(options, n).expanduser() for n in ("corpus", "debian", "cache"))
     try:
         extent = QUICK if options.quick else Extent()
-        engines = find_engines(debian)
+        engines = find_engines(debian) if options.flite else Engines()
         said = {voice: flite_speeches(engines, voice, extent.clips) for voice in options.flite}
         config = load_config(options.model / "config.yaml")
-        encoder = Talker(config).audio_encoder
-        face = load_face(options.model / "face.npz")
         folder = exported(options.model, cache)
         fps = float(read_manifest(folder).fps)
-        if options.flite:
-            print_closures(folder, face, said, fps)
+        if said:
+            print_closures(folder, load_face(options.model / "face.npz"), said, fps)
             return 0
         sources = read_sources(corpus, debian, fps, extent)
         if options.jitter:
-            print_jitter(folder, face, sources.splits, fps)
+            print_jitter(folder, load_face(options.model / "face.npz"), sources.splits, fps)
             return 0
+        encoder = Talker(config).audio_encoder
         print("| split | readout | " + " | ".join(tables().controls) + " |")
         print("|---|---|" + "---|" * len(tables().controls))
         for split, clips in sources.splits.items():

@@ -70,8 +70,12 @@ class CpuSlots:
 
         windows = _allocate(manifest.graphs[AUDIO_ENCODER].inputs)
         encoded = _allocate(manifest.graphs[AUDIO_ENCODER].outputs)
-        self.pcm: Float32 = np.zeros((manifest.batch, manifest.window_samples), np.float32)
         self._windows: Float32 = windows["pcm"]
+        # Where every slot has a row of its own, it is written there; numpy skips the copy of memory onto itself.
+        own = manifest.encoder_batch == manifest.batch
+        self.pcm: Float32 = (
+            self._windows if own else np.zeros((manifest.batch, manifest.window_samples), np.float32)
+        )
         self._encoded: Float32 = encoded["audio_features"]
         self._encode_binding = _Binding(backend.runtime, backend.encoder, windows, encoded)
         self._features = np.zeros((manifest.batch, *self._encoded.shape[1:]), np.float32)
