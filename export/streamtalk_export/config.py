@@ -35,13 +35,19 @@ class AudioEncoderConfig(
     kw_only=True,
     rename={"fps": "hidden_fps", "kind": "type"},
 ):
-    """HuBERT as released, or the small streaming-safe mel encoder of the bundled model."""
+    """HuBERT as released, or the small streaming-safe mel encoder of the bundled model.
+
+    `expansion` is how many times wider than `width` its blocks are within, `stem_width` how many nonlinear units hear
+    the mel frames beside the linear stem.
+    """
 
     fps: Count
     kind: Literal["hubert", "mel"] = "hubert"
     mel_bins: Count = 64
     width: Count = 128
     dilations: tuple[Count, ...] = (1, 2, 4, 6)
+    expansion: Count = 2
+    stem_width: Annotated[int, msgspec.Meta(ge=0)] = 0
     lookahead_ms: Count = 80
     level_floor: Annotated[float, msgspec.Meta(gt=0)] = 1e-3
 

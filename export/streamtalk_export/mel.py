@@ -47,16 +47,29 @@ def _fourier_basis() -> np.ndarray:
 class ConvBlock(nn.Module):
     """Unpadded dilated convolution over time with a residual: [B, A, T] to [B, A, T - 2 * dilation]."""
 
-    def __init__(self, width: int, dilation: int) -> None:
+    def __init__(self, width: int, dilation: int, expansion: int) -> None:
         super().__init__()
         self.dilation = dilation
         self.norm = nn.LayerNorm(width)
-        self.conv = nn.Conv1d(width, 2 * width, 3, dilation=dilation)
-        self.out = nn.Conv1d(2 * width, width, 1)
+        self.conv = nn.Conv1d(width, expansion * width, 3, dilation=dilation)
+        self.out = nn.Conv1d(expansion * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x.transpose(1, 2)).transpose(1, 2)
         return x[:, :, self.dilation : -self.dilation] + self.out(F.gelu(self.conv(y)))
+
+
+class FineStem(nn.Module):
+    """What a linear stem cannot tell of four mel frames: [B, bins, T] to [B, A, T / 2 - 1]."""
+
+    def __init__(self, bins: int, hidden: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(bins, hidden, 4, stride=2)
+        self.out = nn.Conv1d(hidden, width, 1)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        fine: Tensor = self.out(F.gelu(self.conv(mel)))
+        return fine
 
 
 class MelEncoder(nn.Module):
@@ -73,7 +86,8 @@ class MelEncoder(nn.Module):
         super().__init__()
         self.level_floor = config.level_floor
         self.stem = nn.Conv1d(config.mel_bins, config.width, 4, stride=2)
-        self.blocks = nn.ModuleList(ConvBlock(config.width, d) for d in config.dilations)
+        self.fine = FineStem(config.mel_bins, config.stem_width, config.width) if config.stem_width else None
+        self.blocks = nn.ModuleList(ConvBlock(config.width, d, config.expansion) for d in config.dilations)
         self.norm = nn.LayerNorm(config.width)
         self.register_buffer("basis", torch.from_numpy(_fourier_basis()), persistent=False)
         self.register_buffer("filters", torch.from_numpy(mel_filters(config.mel_bins)), persistent=False)
@@ -100,7 +114,10 @@ class MelEncoder(nn.Module):
 
     def from_log_mel(self, mel: Tensor) -> Tensor:
         """Features [B, S, A] of log-mel frames [B, mel_bins, frames]."""
-        x = self.stem(0.25 * mel)
+        heard = 0.25 * mel
+        x = self.stem(heard)
+        if self.fine is not None:
+            x = x + self.fine(heard)
         for block in self.blocks:
             x = block(x)
         return self.norm(x.transpose(1, 2))

@@ -33,7 +33,8 @@ from streamtalk_training.dataset import (
 )
 from streamtalk_training.hearing import disturbed
 from streamtalk_training.motion import MotionSpace, face_maps, lip_gap_vectors, sealing, widened
-from streamtalk_training.pack import ARCHITECTURE, checkpoint, mean, trained
+from streamtalk_training.pack import ARCHITECTURE, checkpoint, mean, pack, trained
+from streamtalk_training.shipped import WEIGHTS, grown, redrawn, unpacked
 from streamtalk_training.stage2 import energy_score
 from streamtalk_training.talker import Talker, decoded_stream, mouth_latents, rollout
 from streamtalk_training.validate import Validation, scores, streamed
@@ -170,6 +171,24 @@ def test_only_a_student_of_the_same_model_is_begun_with(tmp_path: Path) -> None:
             stage2.student_of(path, CONFIG)
 
 
+def test_an_audio_encoder_grows_without_a_change_of_what_it_says() -> None:
+    """Wider blocks and a fine stem begin with nothing to add, and learn; nothing shrinks."""
+    larger = msgspec.structs.replace(
+        CONFIG, audio=msgspec.structs.replace(CONFIG.audio, expansion=3, stem_width=8)
+    )
+    small, large = random_talker(), Talker(larger)
+    large.load_state_dict(grown(small.state_dict(), large))
+    log_mel = 10 * torch.rand(2, CONFIG.audio.mel_bins, 120)
+    before, after = (talker.audio_encoder.from_log_mel(log_mel) for talker in (small, large))
+    torch.testing.assert_close(after, before, rtol=0, atol=SAME_SUM)
+    (after * torch.randn_like(after)).sum().backward()  # type: ignore[no-untyped-call]
+    ways_out = [p for name, p in large.audio_encoder.named_parameters() if name.endswith("out.weight")]
+    assert len(ways_out) == 1 + len(CONFIG.audio.dilations)
+    assert all(p.grad is not None and float(p.grad[:, -8:].abs().max()) > 0 for p in ways_out)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        small.load_state_dict(grown(large.state_dict(), small))
+
+
 def test_a_run_may_begin_with_a_deeper_audio_encoder(
     motion: MotionData, autoencoder: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
@@ -217,6 +236,125 @@ def test_a_share_of_the_hint_is_asked_for_rightly(
         stage2.main(["--corpus", "none", "--run", "none", *options])
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def packed_talker(folder: Path) -> Talker:
+    """A talker, packed in `folder`, as it comes out again."""
+    torch.manual_seed(5)
+    talker = Talker(CONFIG)
+    torch.nn.init.normal_(talker.autoencoder.decoder.vertice_map_reverse.weight)  # so that motion is seen
+    pack(talker, MAPS, folder / WEIGHTS)
+    return unpacked(folder, CONFIG, MAPS)
+
+
+def test_a_packed_talker_comes_out_as_it_went_in_but_for_the_clock(tmp_path: Path) -> None:
+    again = packed_talker(tmp_path)
+    torch.manual_seed(5)
+    talker = Talker(CONFIG)
+    torch.nn.init.normal_(talker.autoencoder.decoder.vertice_map_reverse.weight)
+    seen = torch.eye(SPACE.width)
+    seen[SPACE.clock :] = 0  # nor what pads the coordinates to a multiple of three
+    motion, latents = torch.randn(2, 6, SPACE.width) @ seen, torch.randn(2, 6, 8)
+    half = 4e-3  # what half precision leaves of numbers about 1
+    for ours, theirs in (
+        (again.autoencoder.encoder(motion), talker.autoencoder.encoder(motion)),
+        (again.autoencoder.decoder(latents), talker.autoencoder.decoder(latents) @ seen),
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=half)
+    heard = torch.randn(2, CONFIG.audio.mel_bins, 120)
+    torch.testing.assert_close(
+        again.audio_encoder.from_log_mel(heard), talker.audio_encoder.from_log_mel(heard), rtol=0, atol=half
+    )
+
+
+def test_a_packed_talker_of_another_model_is_refused(tmp_path: Path) -> None:
+    packed_talker(tmp_path)
+    smaller = msgspec.structs.replace(CONFIG, audio=msgspec.structs.replace(CONFIG.audio, dilations=(1,)))
+    with pytest.raises(ValueError, match="is no talker of this model"):
+        unpacked(tmp_path, smaller, MAPS)
+    (tmp_path / WEIGHTS).write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="is no talker of this model"):
+        unpacked(tmp_path, CONFIG, MAPS)
+    with pytest.raises(ValueError, match="No checkpoint"):
+        unpacked(tmp_path / "none", CONFIG, MAPS)
+
+
+def test_the_upper_face_is_drawn_by_the_packed_talker_clip_by_clip(
+    motion: MotionData, tmp_path: Path
+) -> None:
+    """As a stream would draw it; the labels' lips stay."""
+    talker = packed_talker(tmp_path)
+    mel = mel_data((clip.pcm for clip in tiny_clips()), talker.audio_encoder)
+    drawn = redrawn(talker, SPACE, motion, mel, seed=0)
+    lips = mouth_latents(CONFIG)
+    same = slice(None), slice(SPACE.mouth)
+    torch.testing.assert_close(drawn.coordinates[same], motion.coordinates[same], rtol=0, atol=0)
+    assert drawn.upper.shape == (len(motion.coordinates), 8 - lips)
+
+    longest = int(np.diff(motion.offsets).max())
+    noise = torch.randn(len(motion.speakers), longest, 8, generator=torch.Generator().manual_seed(0))
+    clip = 2  # all are equally long: the clips stream in their own order
+    features = stage2.frame_features(
+        talker.audio_encoder, mel.mel[:, mel.offsets[clip] : mel.offsets[clip + 1]].mT[None].float(), longest
+    )
+    latents = rollout(talker, features, torch.from_numpy(motion.speakers[[clip]]), noise[[clip]])
+    rows = slice(int(motion.offsets[clip]), int(motion.offsets[clip + 1]))
+    torch.testing.assert_close(drawn.upper[rows], latents[0, :, lips:], rtol=SAME_SUM, atol=SAME_SUM)
+    shown = decoded_stream(talker, latents)[0, :, SPACE.mouth :]
+    torch.testing.assert_close(
+        drawn.coordinates[rows, SPACE.mouth :], shown, rtol=10 * SAME_SUM, atol=10 * SAME_SUM
+    )
+    batch = crops(drawn, None, None, 3, 12, np.random.default_rng(0))
+    assert batch.upper.shape == (3, 13, 8 - lips)
+
+
+def test_a_run_begins_with_a_packed_talker(motion: MotionData, tmp_path: Path) -> None:
+    """Without stage 1. A new hint learns first, by itself; then all but encoder and codes. Both have a mean."""
+    before = packed_talker(tmp_path)
+    begin = stage2.Student(CONFIG)
+    begin.talker = unpacked(tmp_path, CONFIG, MAPS)
+    mel = mel_data((clip.pcm for clip in tiny_clips()), before.audio_encoder)
+    drawn = redrawn(before, SPACE, motion, mel, seed=0)
+    codes = {name: value.clone() for name, value in before.autoencoder.state_dict().items()}
+    plan = replace(STAGE2, steps=4).continuing(new_hint_steps=2)
+    assert (plan.hint_first, plan.talker_start) == (0.5, 0.5)
+    of_run = (CONFIG, SPACE, drawn, mel, codes, plan, tmp_path / "run/stage2")
+    given = {name: value.clone() for name, value in begin.state_dict().items()}
+    stage2.train(*of_run, until=2, begin=begin)
+    moved = {name for name, value in begin.state_dict().items() if not torch.equal(value, given[name])}
+    assert moved == {"hint.weight", "hint.bias"}
+    stage2.train(*of_run, begin=begin)
+    moved = {name for name, value in begin.state_dict().items() if not torch.equal(value, given[name])}
+    for part in ("talker.audio_encoder", "talker.diff_ar_network", "talker.autoencoder.decoder"):
+        assert any(name.startswith(part) for name in moved), part
+
+    first, second = (trained(folder, CONFIG, MAPS) for folder in (tmp_path, tmp_path / "run"))
+    assert set(first) == set(second) == set(before.state_dict())
+    name = "audio_encoder.stem.weight"
+    torch.testing.assert_close(
+        mean([first, second], [0.5, 0.5])[name], 0.5 * (given[f"talker.{name}"] + second[name])
+    )
+
+
+def test_what_the_packed_talker_drew_is_what_the_upper_face_learns(
+    motion: MotionData, tmp_path: Path
+) -> None:
+    """Its latents are taken as they are: other ones give another loss of the upper face, and the lips' all the same."""
+    talker = packed_talker(tmp_path)
+    student = stage2.Student(CONFIG)
+    student.talker = talker
+    mel = mel_data((clip.pcm for clip in tiny_clips()), talker.audio_encoder)
+    drawn = redrawn(talker, SPACE, motion, mel, seed=0)
+    maps = [make(SPACE, drawn.coordinates) for make in (stage2.control_map, stage2.speed_map)]
+    plan = STAGE2.continuing()
+
+    def parts(data: MotionData) -> dict[str, float]:
+        batch = crops(data, mel, talker.audio_encoder, 3, 12, np.random.default_rng(1))
+        return stage2.stage2_loss(student, SPACE, *maps, batch, plan, 0.0, 0)[1]
+
+    ours, others = parts(drawn), parts(replace(drawn, upper=drawn.upper + 3.0))
+    assert others["energy"] > ours["energy"] + 1.0
+    assert others["hint"] == ours["hint"]
 
 
 def test_what_is_favoured_is_drawn_more_often(motion: MotionData) -> None:
@@ -512,7 +650,7 @@ def test_the_mean_of_runs_is_weighed_and_of_one_architecture(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="different architectures"):
         mean([first, second], [0.5, 0.5])
     with pytest.raises(FileNotFoundError, match=r"streamtalk_training\.stage2"):
-        trained(tmp_path)
+        trained(tmp_path, CONFIG, MAPS)
 
 
 def test_a_run_goes_on_under_its_own_plan_alone(motion: MotionData, tmp_path: Path) -> None:

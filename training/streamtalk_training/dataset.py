@@ -36,13 +36,15 @@ and what opened the mouth for nothing, more often than the corpus has them."""
 class MotionData:
     """Clips end to end: `coordinates` float32 [N, K]; clip i spans `offsets[i]:offsets[i + 1]`, spoken by
     `speakers[i]` and drawn `favour[i]` times as often as its length has it. `visemes` int64 [N] counts the keys of
-    `viseme_targets`."""
+    `viseme_targets`. `upper` [N, ...] are the upper face's latents where they are known (see `shipped`), [N, 0] where
+    they are to be encoded."""
 
     coordinates: Tensor
     offsets: NDArray[np.int64]
     speakers: NDArray[np.int64]
     favour: NDArray[np.float64]
     visemes: Tensor
+    upper: Tensor
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,9 @@ def motion_data(clips: Sequence[Clip], space: MotionSpace, gains: Sequence[float
     offsets = np.cumsum([0, *map(len, parts)])
     heard = np.concatenate([spoken_visemes(clip.phones, len(clip.weights)) for clip in clips])
     favour = np.array([_favour(clip.spec) for clip in clips])
-    return MotionData(
-        torch.from_numpy(np.concatenate(parts)), offsets, speakers, favour, torch.from_numpy(heard)
-    )
+    coordinates = torch.from_numpy(np.concatenate(parts))
+    nothing = torch.empty(len(coordinates), 0)
+    return MotionData(coordinates, offsets, speakers, favour, torch.from_numpy(heard), nothing)
 
 
 def _favour(spec: ClipSpec) -> float:
@@ -158,13 +160,14 @@ def frame_features(encoder: MelEncoder, mel: Tensor, frames: int) -> Tensor:
 class Crops:
     """A batch: `motion` [B, 1 + L, K] with the frame before the crop first (stillness at a clip's start),
     `mel` [B, bins, M] or [B, PHASES, bins, M], `speaker` [B], `at_start` [B] (the crop opens its clip), `visemes`
-    [B, L]."""
+    [B, L], `upper` [B, 1 + L, ...] as `MotionData`'s."""
 
     motion: Tensor
     mel: Tensor
     speaker: Tensor
     at_start: Tensor
     visemes: Tensor
+    upper: Tensor
 
     def to(self, device: torch.device) -> Crops:
         return Crops(*(getattr(self, part.name).to(device) for part in fields(self)))
@@ -196,7 +199,8 @@ def crops(
 
     first = motion.offsets[clips] + starts
     rows = first[:, None] + np.arange(-1, frames)
-    cut = motion.coordinates[torch.from_numpy(np.maximum(rows, 0))]
+    at = torch.from_numpy(np.maximum(rows, 0))
+    cut = motion.coordinates[at]
     at_start = torch.from_numpy(starts == 0)
     cut[at_start, 0] = 0
     heard = torch.empty(0)
@@ -209,4 +213,4 @@ def crops(
         else:
             heard = mel.mel[0, mel_rows].transpose(1, 2).float()
     spoken = motion.visemes[torch.from_numpy(rows[:, 1:])]
-    return Crops(cut, heard, torch.from_numpy(motion.speakers[clips]), at_start, spoken)
+    return Crops(cut, heard, torch.from_numpy(motion.speakers[clips]), at_start, spoken, motion.upper[at])

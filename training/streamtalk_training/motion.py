@@ -200,3 +200,18 @@ def widened(state: dict[str, Tensor], maps: FaceMaps) -> dict[str, Tensor]:
     wide[f"{last}.weight"] = expand @ state[f"{last}.weight"]
     wide[f"{last}.bias"] = expand @ state[f"{last}.bias"]
     return wide
+
+
+def unwidened(state: dict[str, Tensor], maps: FaceMaps) -> dict[str, Tensor]:
+    """A VQ-VAE's state dict over vertices [3V], as `widened` made it, turned back into one over coordinates [K].
+
+    The clock is lost, in the encoder and in the decoder: vertices do not show it.
+    """
+    expand, reduce = torch.from_numpy(maps.expand), torch.from_numpy(maps.reduce)
+    narrow = dict(state)
+    first = "encoder.vertice_mapping.0.weight"
+    last = "decoder.vertice_map_reverse"
+    narrow[first] = state[first] @ expand
+    narrow[f"{last}.weight"] = reduce @ state[f"{last}.weight"]
+    narrow[f"{last}.bias"] = reduce @ state[f"{last}.bias"]
+    return narrow

@@ -16,13 +16,15 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from streamtalk_export.config import load_config
+from streamtalk_export.config import ModelConfig, load_config
 from streamtalk_training import runs
 from streamtalk_training.face import Face, load_face
-from streamtalk_training.motion import FaceMaps, face_maps, widened
-from streamtalk_training.setup import kept_space, narrowed
-from streamtalk_training.stage2 import Student
+from streamtalk_training.motion import FaceMaps, widened
+from streamtalk_training.setup import kept_space, maps_of, narrowed
+from streamtalk_training.shipped import WEIGHTS, unpacked
 from streamtalk_training.talker import Talker
+
+TALKER = "talker."  # how stage 2's student names the talker in it
 
 HEADER = """\
 # The bundled talker, in the release's schema. Keys of our own: type and the mel encoder's, head,
@@ -38,6 +40,8 @@ ARCHITECTURE: dict[str, Any] = {
             "mel_bins": 64,
             "width": 128,
             "dilations": [1, 2, 4, 4, 1, 1],
+            "expansion": 3,
+            "stem_width": 256,
             "lookahead_ms": 100,
             "level_floor": 3e-4,
         },
@@ -93,15 +97,18 @@ def checkpoint(talker: Talker, maps: FaceMaps) -> dict[str, Tensor]:
     return {name: value.detach().to(torch.float16).contiguous() for name, value in state.items()}
 
 
-def trained(run: Path) -> dict[str, Tensor]:
-    """The weights that stage 2 left in `run`. Raises FileNotFoundError where there are none."""
+def trained(run: Path, config: ModelConfig, maps: FaceMaps) -> dict[str, Tensor]:
+    """The talker's weights that stage 2 left in `run`, or that are packed there. Raises FileNotFoundError where there
+    are none, ValueError where they are packed and not of `config`."""
     state = run / "stage2" / "state.pt"
-    if not state.is_file():
-        raise FileNotFoundError(
-            f"no {state}: run python -m streamtalk_training.stage2 with the same --run first"
-        )
-    weights: dict[str, Tensor] = torch.load(state, map_location="cpu", weights_only=True)["model"]
-    return weights
+    if state.is_file():
+        weights: dict[str, Tensor] = torch.load(state, map_location="cpu", weights_only=True)["model"]
+        return {
+            name.removeprefix(TALKER): value for name, value in weights.items() if name.startswith(TALKER)
+        }
+    if (run / WEIGHTS).is_file():
+        return unpacked(run, config, maps).state_dict()
+    raise FileNotFoundError(f"no {state}: run python -m streamtalk_training.stage2 with the same --run first")
 
 
 def mean(states: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:
@@ -139,7 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=Path,
         required=True,
         nargs="+",
-        help="folder with stage2 in it; of several, the mean is packed",
+        help="folder with stage2 in it; of several, the mean is packed, and all but the last may be packed "
+        "talkers, such as models/bundled",
     )
     parser.add_argument(
         "--share", type=float, nargs="+", help="each run's weight in the mean, adding up to 1 (equal ones)"
@@ -149,11 +157,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with runs.one_sentence():
         face = load_face(options.face)
         space = kept_space(options.run[-1], face)
-        student = Student(narrowed(load_config(options.config), space))
+        config, maps = narrowed(load_config(options.config), space), maps_of(face, space)
         shares = options.share or [1 / len(options.run)] * len(options.run)
-        student.load_state_dict(mean([trained(run) for run in options.run], shares))
-        names = [str(name) for name in face.blendshape_names]
-        pack(student.talker, face_maps(space, names, face.blendshapes), options.out)
+        talker = Talker(config)
+        talker.load_state_dict(mean([trained(run, config, maps) for run in options.run], shares))
+        pack(talker, maps, options.out)
 
 
 if __name__ == "__main__":

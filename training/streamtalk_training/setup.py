@@ -16,7 +16,7 @@ from streamtalk_training.clips import Clip
 from streamtalk_training.corpus import load_split
 from streamtalk_training.dataset import MotionData, motion_data
 from streamtalk_training.face import Face, load_face
-from streamtalk_training.motion import MotionSpace, motion_space
+from streamtalk_training.motion import FaceMaps, MotionSpace, face_maps, motion_space
 
 MOUTH_SHAPES = (
     *("jawOpen", "mouthClose", "mouthPressLeft", "mouthPressRight", "mouthStretchLeft", "mouthStretchRight"),
@@ -34,10 +34,11 @@ GAIN_STEP = 0.06  # speakers differ in how far they move their mouths: 1, 1.06, 
 
 @dataclass(frozen=True)
 class Setup:
-    """A configuration cut down to its motion space, and where clips lie."""
+    """A configuration cut down to its motion space, how that moves the face, and where clips lie."""
 
     config: ModelConfig
     space: MotionSpace
+    maps: FaceMaps
     speakers: int
     corpus: Path
 
@@ -56,6 +57,11 @@ def face_space(face: Face) -> MotionSpace:
     """The motion space of all shapes that the model moves."""
     names = [str(name) for name in face.blendshape_names]
     return motion_space(MOUTH_SHAPES, UPPER_SHAPES, names, face.blendshapes, face.lips, face.lip_pairs)
+
+
+def maps_of(face: Face, space: MotionSpace) -> FaceMaps:
+    """How `space` moves `face`."""
+    return face_maps(space, [str(name) for name in face.blendshape_names], face.blendshapes)
 
 
 def kept_space(run: Path, face: Face) -> MotionSpace:
@@ -98,4 +104,4 @@ def setup_from(options: argparse.Namespace) -> Setup:
     face = load_face(options.face)
     space = kept_space(options.run, face)
     config = narrowed(load_config(options.config), space)
-    return Setup(config, space, len(face.templates), options.corpus)
+    return Setup(config, space, maps_of(face, space), len(face.templates), options.corpus)

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import pickle
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,14 +39,15 @@ from streamtalk_training.dataset import Crops, MelData, MotionData, crops, frame
 from streamtalk_training.hearing import disturbed
 from streamtalk_training.motion import READINGS, MotionSpace, control_readings, lip_gap_loss, sealing
 from streamtalk_training.setup import RECORDED_NOTE, Setup, add_setup_options, recorded_asked_for, setup_from
+from streamtalk_training.shipped import grown, redrawn, unpacked
 from streamtalk_training.stage1 import reconstruction_loss, window_length
 from streamtalk_training.talker import Talker, mouth_latents, newest_frames
 from streamtalk_training.validate import Validation, scores, streamed
 from streamtalk_training.visemes import tables
 
 VALIDATE_EVERY = 500
+NEW_HINT_STEPS = 300
 CONTINUED_RATE = 0.6  # of the peak rate, for a run that goes on from another's weights
-BLOCK = re.compile(r"talker\.audio_encoder\.blocks\.(\d+)\.(\w+)")
 SLOW = ("jaw", "round", "funnel", "spread", "upper up")
 """Readings that move slowly in speech, and flicker where only their errors of place are trained."""
 
@@ -88,6 +88,9 @@ class Stage2:
     disturbed_from: float = 0.3  # share of the run until which the disturbances of hearing grow
     control_weight: float = 1.5
     seal_weight: float = 6.0  # of the lips' seal, 0 to 1
+    closure_weight: float = (
+        1.0  # so much more does a closure's seal count than an open mouth's: missed ones show most
+    )
     viseme_weight: float = 0.4  # of the hint's viseme, in nats
     gap_weight: float = 3.0  # of the lips' gap, besides its share in the error of motion
     speed_weight: float = 4.0  # keeps neighbouring frames from flickering
@@ -96,14 +99,19 @@ class Stage2:
     history_noise: float = 0.5  # largest deviation, in units of a latent's
     history_offset: float = 0.4  # the same, of what lasts over a crop of the upper face
     offset_share: float = 0.3  # of the crops, and as many again whose upper face is the model's own
+    hint_first: float = 0.0  # share before which the audio encoder stays as it is, and a new hint learns
     bfloat16: bool = False  # matrix products
     seed: int = 0
 
-    def continuing(self, hint_share: float = 0.0) -> Stage2:
+    def continuing(self, hint_share: float = 0.0, new_hint_steps: int = 0) -> Stage2:
         """This plan, for a run that goes on from another's weights: the hint alone for `hint_share` of it, and then
-        all that comes on along the way at once."""
+        all that comes on along the way at once. Where the hint itself is new, the first `new_hint_steps` are its own.
+        """
+        hint_first = min(new_hint_steps / self.steps, 1.0)
+        hint_share = max(hint_share, hint_first)
         return replace(
             self,
+            hint_first=hint_first,
             peak_rate=CONTINUED_RATE * self.peak_rate,
             talker_start=hint_share,
             history_start=hint_share,
@@ -122,6 +130,11 @@ def energy_score(first: Tensor, second: Tensor, true: Tensor) -> Tensor:
     spread = distance(first, second)
     score = 0.5 * (distance(first, true) + distance(second, true)) - 0.5 * spread
     return score.mean() / true.shape[-1] ** 0.5
+
+
+def seal_error(found: Tensor, true: Tensor, closure_weight: float) -> Tensor:
+    """Mean squared error of seals, 0 to 1, each `1 + closure_weight * true` times."""
+    return ((found - true).square() * (1 + closure_weight * true)).mean()
 
 
 def control_map(space: MotionSpace, coordinates: Tensor) -> Tensor:
@@ -166,7 +179,7 @@ def stage2_loss(
         hinted, seal, visemes = student.hinted(features)
     hinted, sought = _mouth(hinted, mouth), _mouth(batch.motion[:, 1:], mouth)
     hint = reconstruction_loss(space, hinted, sought)
-    hint = hint + plan.seal_weight * (seal - sealing(space, sought)).square().mean()
+    hint = hint + plan.seal_weight * seal_error(seal, sealing(space, sought), plan.closure_weight)
     hint = hint + plan.viseme_weight * F.cross_entropy(visemes.flatten(0, 1), batch.visemes.flatten())
     missed = hinted - sought
     hint = hint + plan.control_weight * (missed @ controls).square().mean()
@@ -175,6 +188,8 @@ def stage2_loss(
         return hint, {"hint": float(hint.detach())}
     with torch.no_grad(), runs.products(device, plan.bfloat16):
         latents = apart(talker, batch.motion, mouth)
+        if batch.upper.shape[-1]:
+            latents[..., lips:] = batch.upper
         latents[batch.at_start, 0] = talker.autoencoder.start_latent()
     style = network.obj_vector(batch.speaker)
     position = torch.from_numpy(random.integers(0, network.config.period, size)).to(device)
@@ -220,7 +235,8 @@ def stage2_loss(
         "motion": 2 * reconstruction_loss(space, decoded, true),
         "gap": plan.gap_weight * lip_gap_loss(space, decoded, true),
         "controls": plan.control_weight * ((decoded - true) @ controls).square().mean(),
-        "seal": plan.seal_weight * (sealing(space, decoded) - sealing(space, true)).square().mean(),
+        "seal": plan.seal_weight
+        * seal_error(sealing(space, decoded), sealing(space, true), plan.closure_weight),
         "hint": 0.5 * hint,
         "speed": plan.speed_weight * (movement - true_movement).abs().mean(),
         "steady": plan.steady_weight * ((movement - true_movement) @ speeds).square().mean(),
@@ -286,6 +302,7 @@ def train(
         size = plan.batch if progress >= plan.talker_start else plan.hint_batch
         batch = crops(motion, mel, encoder, size, plan.frames, random, every_phase=exact)
         talker.autoencoder.decoder.requires_grad_(progress >= plan.decoder_start)
+        encoder.requires_grad_(progress >= plan.hint_first)
         device = runs.device()
         loss, values = stage2_loss(
             student, space, controls, speeds, batch.to(device), plan, progress, run.step
@@ -319,8 +336,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=Path,
         metavar="STATE",
         help="stage2/state.pt of another run, whose weights to begin with: all that comes on in the course of a run "
-        "is on from the start, and the decoder is stage 1's again. The config's audio encoder may have more blocks "
-        "(dilations) than that run's: the last ones are then new",
+        "is on from the start, and the decoder is stage 1's again. Or a folder with a packed model.safetensors, as is "
+        "models/bundled: the lips learn on, and stage 1 is not needed. The config's audio encoder may be larger "
+        "(dilations, expansion, stem_width) than what is begun with: what is new adds nothing at first",
     )
     parser.add_argument(
         "--hint-share",
@@ -342,7 +360,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     """Stage 2 as the parsed options say. Raises OSError and ValueError where something needed is missing."""
     setup: Setup = setup_from(options)
-    codes = finished_stage1(options.run / "stage1" / "state.pt")
+    packed = None
+    if options.begin is not None and options.begin.is_dir():
+        packed = unpacked(options.begin, setup.config, setup.maps)
+        codes = {name: value.clone() for name, value in packed.autoencoder.state_dict().items()}
+    else:
+        codes = finished_stage1(options.run / "stage1" / "state.pt")
     encoder = Talker(setup.config).audio_encoder
     clips = setup.clips("train")
     motion = setup.motion(clips)
@@ -352,26 +375,25 @@ def run(options: argparse.Namespace) -> None:
     validation = Validation(setup.motion(held_out), mel_data((clip.pcm for clip in held_out), encoder))
     del held_out
     plan, begin = Stage2(options.steps, bfloat16=options.bfloat16, seed=options.seed), None
-    if options.begin is not None:
+    if packed is not None:
+        motion = redrawn(packed, setup.space, motion, mel, options.seed)
+        plan, begin = plan.continuing(options.hint_share, NEW_HINT_STEPS), Student(setup.config)
+        begin.talker = packed
+    elif options.begin is not None:
         plan, begin = plan.continuing(options.hint_share), student_of(options.begin, setup.config)
     given = (setup.config, setup.space, motion, mel, codes, plan, options.run / "stage2")
     train(*given, validation=validation, begin=begin)
 
 
 def student_of(path: Path, config: ModelConfig) -> Student:
-    """The student in a run's state, with new blocks behind its audio encoder's where `config` has more: they add
-    nothing until they are trained. Raises FileNotFoundError without a state, ValueError where it is not `config`'s."""
+    """The student in a run's state, its audio encoder `grown` where `config`'s is larger. Raises FileNotFoundError
+    without a state, ValueError where it is not `config`'s."""
     if not path.is_file():
         raise FileNotFoundError(f"no {path} to begin with")
     student = Student(config)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["model"]
-        known = {match[1] for match in map(BLOCK.match, state) if match}
-        for name, value in student.state_dict().items():
-            match = BLOCK.match(name)
-            if match and match[1] not in known:
-                state[name] = torch.zeros_like(value) if match[2] == "out" else value
-        student.load_state_dict(state)
+        student.load_state_dict(grown(state, student))
     except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is no stage 2 of this model: {error}") from error
     return student
