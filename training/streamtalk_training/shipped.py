@@ -25,6 +25,7 @@ from streamtalk_training.talker import Talker, decoded_stream, mouth_latents, ro
 
 WEIGHTS = "model.safetensors"
 CLIPS_AT_ONCE = 48
+DECODED_AT_ONCE = 8  # a frame's window is several frames: more of them leave a processor's cache
 GROWING = re.compile(r"audio_encoder\.(blocks\.\d+|fine)\.")
 
 
@@ -80,7 +81,7 @@ def redrawn(talker: Talker, space: MotionSpace, motion: MotionData, mel: MelData
         speakers = torch.from_numpy(motion.speakers[clips])
         noise = torch.randn(len(clips), longest, width, generator=generator)
         latents = rollout(talker, features, speakers, noise)
-        drawn = decoded_stream(talker, latents)
+        drawn = torch.cat([decoded_stream(talker, part) for part in latents.split(DECODED_AT_ONCE)])
         for row, clip in enumerate(clips):
             rows = slice(int(motion.offsets[clip]), int(motion.offsets[clip + 1]))
             frames = int(lengths[clip])

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -376,6 +377,9 @@ def run(options: argparse.Namespace) -> None:
     del held_out
     plan, begin = Stage2(options.steps, bfloat16=options.bfloat16, seed=options.seed), None
     if packed is not None:
+        print(
+            f"{options.begin} draws the upper face of {len(motion.speakers)} clips: minutes", file=sys.stderr
+        )
         motion = redrawn(packed, setup.space, motion, mel, options.seed)
         plan, begin = plan.continuing(options.hint_share, NEW_HINT_STEPS), Student(setup.config)
         begin.talker = packed
