@@ -294,7 +294,7 @@ def test_the_upper_face_is_drawn_by_the_packed_talker_clip_by_clip(
     longest = int(np.diff(motion.offsets).max())
     noise = torch.randn(len(motion.speakers), longest, 8, generator=torch.Generator().manual_seed(0))
     clip = 2  # all are equally long: the clips stream in their own order
-    features = stage2.frame_features(
+    features = frame_features(
         talker.audio_encoder, mel.mel[:, mel.offsets[clip] : mel.offsets[clip + 1]].mT[None].float(), longest
     )
     latents = rollout(talker, features, torch.from_numpy(motion.speakers[[clip]]), noise[[clip]])
@@ -345,12 +345,12 @@ def test_what_the_packed_talker_drew_is_what_the_upper_face_learns(
     student.talker = talker
     mel = mel_data((clip.pcm for clip in tiny_clips()), talker.audio_encoder)
     drawn = redrawn(talker, SPACE, motion, mel, seed=0)
-    maps = [make(SPACE, drawn.coordinates) for make in (stage2.control_map, stage2.speed_map)]
+    controls, speeds = (make(SPACE, drawn.coordinates) for make in (stage2.control_map, stage2.speed_map))
     plan = STAGE2.continuing()
 
     def parts(data: MotionData) -> dict[str, float]:
         batch = crops(data, mel, talker.audio_encoder, 3, 12, np.random.default_rng(1))
-        return stage2.stage2_loss(student, SPACE, *maps, batch, plan, 0.0, 0)[1]
+        return stage2.stage2_loss(student, SPACE, controls, speeds, batch, plan, 0.0, 0)[1]
 
     ours, others = parts(drawn), parts(replace(drawn, upper=drawn.upper + 3.0))
     assert others["energy"] > ours["energy"] + 1.0

@@ -81,7 +81,7 @@ def redrawn(talker: Talker, space: MotionSpace, motion: MotionData, mel: MelData
         speakers = torch.from_numpy(motion.speakers[clips])
         noise = torch.randn(len(clips), longest, width, generator=generator)
         latents = rollout(talker, features, speakers, noise)
-        drawn = torch.cat([decoded_stream(talker, part) for part in latents.split(DECODED_AT_ONCE)])
+        drawn = torch.cat([decoded_stream(talker, part) for part in torch.split(latents, DECODED_AT_ONCE)])
         for row, clip in enumerate(clips):
             rows = slice(int(motion.offsets[clip]), int(motion.offsets[clip + 1]))
             frames = int(lengths[clip])
