@@ -86,13 +86,13 @@ def certify(
 
 
 def _long_motion(graphs: Graphs, manifest: Manifest, probe: Probe) -> Array:
-    """Vertex offsets [L, V, 3] of a stream long enough to blink, which is when weights are clipped."""
+    """Vertex offsets [L, V, 3] of a stream that talks, and long enough to blink, which is when weights are clipped."""
     identity = {
         "styles": probe.style[None],
         "start_latent": probe.start_latent,
         "templates": probe.template[None],
     }
-    long = Probe.make(manifest, REBUILT_SECONDS, identity)
+    long = Probe.make(manifest, REBUILT_SECONDS, identity, speech=True)
     rest = probe.template.reshape(-1, 3)
     return np.stack([vertices - rest for vertices, _ in closed_loop(graphs, manifest, long)])
 

@@ -144,7 +144,7 @@ def certify_reduced(
     rounding moves it by frames, and both streams are right. Its frames start from the float32 stream's state;
     what its closed loop came to is told beside them, without a bound.
     """
-    probe = Probe.make(manifest, seconds, identity)
+    probe = Probe.make(manifest, seconds, identity, speech=True)
     graphs, exact, motion = Graphs(directory, manifest), Stream(manifest, probe.start_latent), _Motion()
     reduced = [_Reduced(directory, manifest, precision, probe.start_latent) for precision in precisions]
     for window in probe.windows(manifest):
@@ -170,7 +170,7 @@ def make_probe(directory: Path, manifest: Manifest, identity: dict[str, Array]) 
     """The float32 graphs' own stream, past the filling of both windows, for engines to reproduce."""
     filled = max(manifest.history, manifest.decode_window)
     count = filled + PROBE_FRAMES_AFTER_FILLING
-    probe = Probe.make(manifest, count / manifest.fps, identity)
+    probe = Probe.make(manifest, count / manifest.fps, identity, speech=True)
     stored = np.unique(np.linspace(0, count - 1, min(count, STORED_FRAMES)).round()).astype(np.int64)
     chosen = np.unique(
         np.linspace(0, manifest.n_vertices - 1, min(manifest.n_vertices, STORED_VERTICES)).round()
