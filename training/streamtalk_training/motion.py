@@ -192,14 +192,7 @@ def widened(state: dict[str, Tensor], maps: FaceMaps) -> dict[str, Tensor]:
     Only the first map of the encoder and the last of the decoder touch motion, and both are linear, so decoder and
     start latent stay exact. The encoder no longer hears the clock, which vertices do not show.
     """
-    expand, reduce = torch.from_numpy(maps.expand), torch.from_numpy(maps.reduce)
-    wide = dict(state)
-    first = "encoder.vertice_mapping.0.weight"
-    last = "decoder.vertice_map_reverse"
-    wide[first] = state[first] @ reduce
-    wide[f"{last}.weight"] = expand @ state[f"{last}.weight"]
-    wide[f"{last}.bias"] = expand @ state[f"{last}.bias"]
-    return wide
+    return _translated(state, maps.reduce, maps.expand)
 
 
 def unwidened(state: dict[str, Tensor], maps: FaceMaps) -> dict[str, Tensor]:
@@ -207,11 +200,14 @@ def unwidened(state: dict[str, Tensor], maps: FaceMaps) -> dict[str, Tensor]:
 
     The clock is lost, in the encoder and in the decoder: vertices do not show it.
     """
-    expand, reduce = torch.from_numpy(maps.expand), torch.from_numpy(maps.reduce)
-    narrow = dict(state)
-    first = "encoder.vertice_mapping.0.weight"
-    last = "decoder.vertice_map_reverse"
-    narrow[first] = state[first] @ expand
-    narrow[f"{last}.weight"] = reduce @ state[f"{last}.weight"]
-    narrow[f"{last}.bias"] = reduce @ state[f"{last}.bias"]
-    return narrow
+    return _translated(state, maps.expand, maps.reduce)
+
+
+def _translated(state: dict[str, Tensor], heard: Floats, shown: Floats) -> dict[str, Tensor]:
+    """`state` over m numbers a frame in place of n: `heard` [n, m] maps what comes in, `shown` [m, n] what goes out."""
+    first, last = "encoder.vertice_mapping.0.weight", "decoder.vertice_map_reverse"
+    translated = dict(state)
+    translated[first] = state[first] @ torch.from_numpy(heard)
+    for name in (f"{last}.weight", f"{last}.bias"):
+        translated[name] = torch.from_numpy(shown) @ state[name]
+    return translated
