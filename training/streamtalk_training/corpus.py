@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from streamtalk_training import espeak, festival, flite, neural, pico, runs, sounds
+from streamtalk_training import espeak, festival, flite, neural, pico, runs, sounds, statistical
 from streamtalk_training.clips import SAMPLE_RATE, TRAINED_SOUND_S, Clip, ClipSpec, Speak, render
 from streamtalk_training.espeak import Utterance
 from streamtalk_training.foreign import foreign_sentence, invented_sentence
@@ -54,6 +54,8 @@ FESTIVAL_SHARE = 0.11  # where festival is at hand
 ABROAD_SHARE = 0.04  # where festival has its voices of other languages
 PICO_SHARE = 0.12  # where Pico is at hand; one sentence in four is not to be aligned, and left out
 NEURAL_SHARE = 0.3  # where the neural voices are at hand
+STATISTICAL_SHARE = 0.15  # of the corpus's hours, beyond them, where statistical voices are at hand
+MIXED_SHARE = 0.4  # of their clips: two voices in one
 HIBARI_SHARE = 0.35  # of their clips; Kokoro, the slow one, speaks the others
 WARPED_SHARE = 0.6
 WARPS = (0.86, 1.18)
@@ -104,14 +106,16 @@ def _training(sentences: Sequence[str], plan: CorpusPlan) -> Iterator[ClipSpec]:
     plenty = _endless(sentences, chooser)
     rich = _endless(_richest(sentences), chooser)
     seconds, index = 0.0, 0
-    while seconds < plan.hours * 3600:
-        if chooser.random() < SOUND_SHARE:
+    more = STATISTICAL_SHARE * plan.hours if plan.engines.statistical is not None else 0.0
+    while seconds < (plan.hours + more) * 3600:
+        beyond = seconds >= plan.hours * 3600  # so that what came before is the same with and without them
+        if not beyond and chooser.random() < SOUND_SHARE:
             (kind,) = chooser.choices(list(sounds.SHARES), list(sounds.SHARES.values()))
             yield ClipSpec(index, plan.seed, "sounds", kind, (), True, plan.fps)
             seconds += sum(TRAINED_SOUND_S) / 2
             index += 1
             continue
-        engine, voice = _training_voice(chooser, plan.engines)
+        engine, voice = _statistical_voice(chooser) if beyond else _training_voice(chooser, plan.engines)
         language = voice.partition("+")[0]
         source = rich if chooser.random() < RICH_SHARE else plenty
         count = chooser.choice((1, 1, 2, 3))
@@ -147,6 +151,12 @@ def _training_voice(chooser: random.Random, engines: Engines) -> tuple[str, str]
     elif draw > 1 - FESTIVAL_SHARE - PICO_SHARE - NEURAL_SHARE and engines.neural:
         return "neural", _neural_voice(chooser, engines)
     return "espeak", chooser.choice(TRAIN_ACCENTS) + suffix
+
+
+def _statistical_voice(chooser: random.Random) -> tuple[str, str]:
+    first, second = chooser.sample(statistical.VOICES, 2)
+    mixed = chooser.random() < MIXED_SHARE
+    return "statistical", f"{first}+{second}:{chooser.randrange(10, 60)}" if mixed else first
 
 
 def _neural_voice(chooser: random.Random, engines: Engines) -> str:
@@ -246,7 +256,8 @@ def _render_shard(task: tuple[Path, Sequence[ClipSpec], Engines]) -> float:
 
 
 def speaker(specs: Sequence[ClipSpec], engines: Engines) -> Speak:
-    """What speaks for `specs`: festival says all of its sentences at once, the others one by one."""
+    """What speaks for `specs`: festival says, or reads for others, all of its sentences at once; the others are said one
+    by one."""
     lines = [
         festival.Line(text, spec.voice, 1 / spec.pace)
         for spec in specs
@@ -258,6 +269,12 @@ def speaker(specs: Sequence[ClipSpec], engines: Engines) -> Speak:
         if engines.festival is None:
             raise ValueError("a clip asks for festival, and none was found")
         spoken = dict(zip(lines, festival.say_all(engines.festival, lines), strict=True))
+    read = [text for spec in specs if spec.engine == "statistical" for text in spec.sentences]
+    labels: dict[str, str] = {}
+    if read:
+        if engines.statistical is None:
+            raise ValueError("a clip asks for statistical voices, and none were found")
+        labels = dict(zip(read, festival.full_context(engines.statistical.reader, read), strict=True))
 
     def speak(spec: ClipSpec, text: str, generator: np.random.Generator) -> Utterance:
         if spec.engine == "festival":
@@ -272,6 +289,13 @@ def speaker(specs: Sequence[ClipSpec], engines: Engines) -> Speak:
             if spec.varied:
                 pitch_hz = FLITE_MEAN_PITCH_HZ[spec.voice] * float(np.exp(generator.normal(0, 0.15)))
             return flite.say(engines.flite, text, spec.voice, 1 / spec.pace, pitch_hz)
+        if spec.engine == "statistical":
+            if engines.statistical is None:
+                raise ValueError("a clip asks for statistical voices, and none were found")
+            manner = statistical.Manner(spec.voice, spec.pace)
+            if spec.varied:
+                manner = statistical.varied(manner, generator)
+            return statistical.say(engines.statistical, labels[text], manner)
         if spec.engine == "pico":
             raised = float(np.exp(generator.normal(0, 0.12))) if spec.varied else 1.0
             return pico.say(text, spec.voice, spec.pace, raised)

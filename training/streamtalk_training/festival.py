@@ -45,6 +45,11 @@ _SAVE = """
     (utt.save.wave utt (string-append base ".wav") 'riff)
     (utt.save.segs utt (string-append base ".lab"))))
 """
+_READ = """
+(voice_cmu_us_slt_arctic_hts)
+(define (read_into text file)
+  (hts_dump_feats (utt.synth (eval (list 'Utterance 'Text text))) hts_feats_list file))
+"""
 
 
 @dataclass(frozen=True)
@@ -98,31 +103,53 @@ def say_all(installed: Festival, lines: Sequence[Line]) -> list[Utterance | Unkn
         for index, line in enumerate(lines):
             script.append(f"(voice_{line.voice})".encode())
             script.append(f"(Parameter.set 'Duration_Stretch {line.stretch:.3f})".encode())
-            script.append(b'(speak_into "%b" "%b")' % (_plain(line), str(folder / str(index)).encode()))
-        path = folder / "lines.scm"
-        path.write_bytes(b"\n".join(script))
-        environment = dict(os.environ)
-        if installed.libraries is not None:
-            libraries = sorted({str(found.parent) for found in installed.libraries.rglob("lib*.so*")})
-            environment["LD_LIBRARY_PATH"] = ":".join([*libraries, environment.get("LD_LIBRARY_PATH", "")])
-        done = subprocess.run(
-            [str(installed.program.resolve()), "--datadir", data, "--libdir", data, "-b", str(path)],
-            capture_output=True,
-            text=True,
-            errors="replace",  # it quotes its own files, each in an encoding of its own
-            cwd=data,  # where the Czech dictionary is looked for
-            env=environment,
-            check=False,
-        )
-        if not (folder / f"{len(lines) - 1}.lab").exists():
-            raise OSError(f"{installed.program} failed: {done.stderr.strip() or done.stdout.strip()}")
+            said = _quoted(line.text, _ENCODINGS[ABROAD[line.voice]] if line.voice in ABROAD else "ascii")
+            script.append(b'(speak_into "%b" "%b")' % (said, str(folder / str(index)).encode()))
+        _run(installed, script, folder, folder / f"{len(lines) - 1}.lab")
         return [_utterance(folder / str(index), line.voice) for index, line in enumerate(lines)]
 
 
-def _plain(line: Line) -> bytes:
-    """The text of `line` as it may stand between the quotes of a scheme string."""
-    encoding = _ENCODINGS[ABROAD[line.voice]] if line.voice in ABROAD else "ascii"
-    return line.text.replace("\\", " ").replace('"', " ").encode(encoding, "ignore")
+def full_context(installed: Festival, texts: Sequence[str]) -> list[str]:
+    """For each of `texts`, the labels that a statistical voice speaks from: a line for every phone, with the phones
+    around it and its place in syllable, word and phrase, as the HTS voice reads them.
+
+    Raises OSError with Festival's own words where it fails.
+    """
+    if not texts:
+        return []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        script = [_READ.encode()]
+        for index, text in enumerate(texts):
+            script.append(b'(read_into "%b" "%b")' % (_quoted(text), str(folder / str(index)).encode()))
+        _run(installed, script, folder, folder / str(len(texts) - 1))
+        return [(folder / str(index)).read_text() for index in range(len(texts))]
+
+
+def _run(installed: Festival, script: Sequence[bytes], folder: Path, last: Path) -> None:
+    """Have Festival carry out `script`, which makes the file `last` at its end; `folder` is for what it is run from."""
+    data, path = str(installed.data.resolve()), folder / "lines.scm"
+    path.write_bytes(b"\n".join(script))
+    environment = dict(os.environ)
+    if installed.libraries is not None:
+        libraries = sorted({str(found.parent) for found in installed.libraries.rglob("lib*.so*")})
+        environment["LD_LIBRARY_PATH"] = ":".join([*libraries, environment.get("LD_LIBRARY_PATH", "")])
+    done = subprocess.run(
+        [str(installed.program.resolve()), "--datadir", data, "--libdir", data, "-b", str(path)],
+        capture_output=True,
+        text=True,
+        errors="replace",  # it quotes its own files, each in an encoding of its own
+        cwd=data,  # where the Czech dictionary is looked for
+        env=environment,
+        check=False,
+    )
+    if not last.exists():
+        raise OSError(f"{installed.program} failed: {done.stderr.strip() or done.stdout.strip()}")
+
+
+def _quoted(text: str, encoding: str = "ascii") -> bytes:
+    """`text` as it may stand between the quotes of a scheme string."""
+    return text.replace("\\", " ").replace('"', " ").encode(encoding, "ignore")
 
 
 def _utterance(base: Path, voice: str) -> Utterance | UnknownPhoneError:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from streamtalk_training import flite, neural, pico
 from streamtalk_training.festival import Festival, find_festival
+from streamtalk_training.statistical import Statistical, find_statistical
 
 # The first accents are doubled because most listeners' English is nearest to them.
 TRAIN_ACCENTS = (
@@ -51,6 +52,7 @@ class Engines:
     abroad: Festival | None = None
     neural: bool = False
     english: Path | None = None
+    statistical: Statistical | None = None
 
     def found(self) -> dict[str, bool]:
         """What is at hand, by name: two corpora are comparable where this is the same."""
@@ -74,4 +76,5 @@ def find_engines(root: Path) -> Engines:
         speaker if speaker is not None and speaker.abroad else None,
         neural.neural_voices_installed(),
         neural.find_english_styles(root),
+        find_statistical(root, speaker),
     )
