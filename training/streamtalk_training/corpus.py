@@ -256,8 +256,8 @@ def _render_shard(task: tuple[Path, Sequence[ClipSpec], Engines]) -> float:
 
 
 def speaker(specs: Sequence[ClipSpec], engines: Engines) -> Speak:
-    """What speaks for `specs`: festival says, or reads for others, all of its sentences at once; the others are said one
-    by one."""
+    """What speaks for `specs`: festival says, or reads to statistical voices, all of its sentences at once; the others
+    are said one by one."""
     lines = [
         festival.Line(text, spec.voice, 1 / spec.pace)
         for spec in specs

@@ -27,7 +27,14 @@ FEATURES_A_CYCLE = 5  # three frames span so many features
 CLOCK_S, CLOCK_SCALE = 6.0, 6.0  # the clock's longest wait and its value when a blink is due
 BLINK_ONSET = 0.1  # eyeBlinkLeft, from which a blink has begun
 
-FAVOURED = {"flite slt": 1.6, "flite rms": 1.6, "festival": 1.3, "espeak": 0.9, "sounds music": 6.0}
+FAVOURED = {
+    "flite slt": 1.6,
+    "flite rms": 1.6,
+    "statistical": 1.6,
+    "festival": 1.3,
+    "espeak": 0.9,
+    "sounds music": 4.0,
+}
 """How often, to another clip's once, clips of an engine or of one of its voices are drawn: voices cut from recordings,
 and what opened the mouth for nothing, more often than the corpus has them."""
 

@@ -9,7 +9,6 @@ unpacked (`dpkg -x`). The program starts slowly, so that many sentences are spok
 
 from __future__ import annotations
 
-import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamtalk_training.espeak import Utterance
+from streamtalk_training.programs import with_libraries
 from streamtalk_training.visemes import Phone, UnknownPhoneError, cmu_phones, festival_phones
 from streamtalk_training.waves import read_wave
 
@@ -130,17 +130,13 @@ def _run(installed: Festival, script: Sequence[bytes], folder: Path, last: Path)
     """Have Festival carry out `script`, which makes the file `last` at its end; `folder` is for what it is run from."""
     data, path = str(installed.data.resolve()), folder / "lines.scm"
     path.write_bytes(b"\n".join(script))
-    environment = dict(os.environ)
-    if installed.libraries is not None:
-        libraries = sorted({str(found.parent) for found in installed.libraries.rglob("lib*.so*")})
-        environment["LD_LIBRARY_PATH"] = ":".join([*libraries, environment.get("LD_LIBRARY_PATH", "")])
     done = subprocess.run(
         [str(installed.program.resolve()), "--datadir", data, "--libdir", data, "-b", str(path)],
         capture_output=True,
         text=True,
         errors="replace",  # it quotes its own files, each in an encoding of its own
         cwd=data,  # where the Czech dictionary is looked for
-        env=environment,
+        env=with_libraries([] if installed.libraries is None else installed.libraries.rglob("lib*.so*")),
         check=False,
     )
     if not last.exists():

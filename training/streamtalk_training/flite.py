@@ -6,7 +6,6 @@ Its voices are built from recordings, so they sound less alike than espeak-ng's.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from streamtalk_training.espeak import Utterance
+from streamtalk_training.programs import with_libraries
 from streamtalk_training.visemes import Phone, cmu_phones
 from streamtalk_training.waves import read_wave
 
@@ -39,10 +39,7 @@ def say(
 
     Raises OSError with flite's own words where it fails.
     """
-    environment = dict(os.environ)
-    libraries = sorted({str(path.parent) for path in program.parent.parent.glob("lib/*/libflite.so*")})
-    if libraries:
-        environment["LD_LIBRARY_PATH"] = ":".join([*libraries, environment.get("LD_LIBRARY_PATH", "")])
+    environment = with_libraries(program.parent.parent.glob("lib/*/libflite.so*"))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "speech.wav"
         command = [str(program), "-voice", voice, "--setf", f"duration_stretch={stretch}"]

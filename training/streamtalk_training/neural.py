@@ -10,18 +10,18 @@ what both hearings agree on is used.
 from __future__ import annotations
 
 import json
-import re
 from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import soxr
 
 from streamtalk_training import aligner
 from streamtalk_training.espeak import Utterance
+from streamtalk_training.mixtures import Mixture
 from streamtalk_training.visemes import UnknownPhoneError
 
 HIBARI = "heart"
@@ -41,26 +41,6 @@ LONGEST = 400  # phonemes that both take at once
 SEED = 0  # of the noise in Kokoro's graph; what it draws depends on what a process said before
 
 
-class Voice(NamedTuple):
-    """`first`, with `share` (0 to 1) of `second` in its timbre and manner; written `first+second:percent`."""
-
-    first: str
-    second: str
-    share: float
-
-    @classmethod
-    def parse(cls, text: str) -> Voice:
-        """The voice that `text` names. Raises ValueError where it names none."""
-        if text == HIBARI or text in KOKORO:
-            return cls(text, text, 0.0)
-        found = re.fullmatch(r"(\w+)\+(\w+):(\d+)", text)
-        if found is None or not {found[1], found[2]} <= set(KOKORO) or int(found[3]) > 100:
-            raise ValueError(
-                f"no neural voice {text!r}: expected {HIBARI}, one of {', '.join(KOKORO)}, or two of them as a+b:40"
-            )
-        return cls(found[1], found[2], int(found[3]) / 100)
-
-
 def neural_voices_installed() -> bool:
     """Whether both packages are here, with an aligner beside them."""
     return all(find_spec(name) is not None for name in PACKAGES) and aligner.aligner_installed()
@@ -73,13 +53,13 @@ def find_english_styles(root: Path) -> Path | None:
 
 
 def say(text: str, voice: str, speed: float = 1.0, english: Path | None = None) -> Utterance:
-    """Speak `text` with `voice` (see `Voice`), `speed` times as fast as usual; `english` is where the styles of
+    """Speak `text` with `voice` (see `Mixture`), `speed` times as fast as usual; `english` is where the styles of
     Kokoro's English voices lie.
 
     Raises UnknownPhoneError where no phone times can be trusted (`aligner.trusted`) or `text` is too long, and
     ValueError where there is no such voice.
     """
-    chosen = Voice.parse(voice)
+    chosen = Mixture.parse(voice, KOKORO, alone=[HIBARI])
     said = aligner.readable(text)
     phonemes = "".join(_hibari().phonemize(text))
     if not 0 < len(phonemes) <= LONGEST:
@@ -126,7 +106,7 @@ class _Kokoro:
             for name in ENGLISH:
                 self._styles[name] = np.fromfile(english / f"{name}.bin", "<f4").reshape(-1, 1, STYLE_WIDTH)
 
-    def say(self, phonemes: str, voice: Voice, speed: float) -> aligner.Floats:
+    def say(self, phonemes: str, voice: Mixture, speed: float) -> aligner.Floats:
         """Sound, float32 [n] at 24 kHz. Raises ValueError for a voice whose style is not at hand."""
         absent = {voice.first, voice.second} - set(self._styles)
         if absent:

