@@ -141,6 +141,8 @@ def loaded(
             talker = Talker.load(folder, name)
         except StreamTalkError as error:
             result.skipped[f"{name}, {label}"] = str(error).replace(str(folder), "this export")
+            del error
+            gc.collect()  # what failed may hold much of the GPU's memory
             continue
         backend = talker.choice.backend
         assert isinstance(backend, CudaBackend)
@@ -157,6 +159,8 @@ def loaded(
         )
         print(f"{label}, {backend.description}: {result.parity[-1]}", file=sys.stderr, flush=True)
         yield talker, backend
+        del talker, backend  # before another takes as much memory
+        gc.collect()
 
 
 @contextmanager
@@ -264,16 +268,19 @@ def stages(
 ) -> None:
     """Single graphs; an encoder's row is a run, not its share of a frame."""
     for stage in names:
+        what = f"{backend.name}, {preset} {variant} {stage}"
         try:
             engine = stage_engine(folder, backend, stage)
         except (StreamTalkError, KeyError) as error:
-            result.skipped[f"{backend.name}, {preset} {variant} {stage}"] = str(error)[:300]
+            result.skipped[what] = str(error)[:300]
             continue
-        with closing(StageRun(backend.driver, engine, backend.manifest)) as run:
+        with noted(what, result), closing(StageRun(backend.driver, engine, backend.manifest)) as run:
             for _ in range(20):
                 run()
             alone = [run() for _ in range(frames)]
             queued = [run(IN_FLIGHT) for _ in range(max(frames // IN_FLIGHT, 5))]
+        if what in result.skipped:
+            continue
         queued_name = "-".join(filter(None, (variant, "back-to-back")))
         result.rows.append(summary(preset, backend.name, variant, 0.0, stage, alone))
         result.rows.append(summary(preset, backend.name, queued_name, 0.0, stage, queued))
@@ -292,11 +299,11 @@ def many_voices(
         list(turns(slots, m, 2 * m.hop))
         add("frame", variant, list(turns(slots, m, frames)))
         add("frame", f"{variant}-hop-start", list(hops(slots, m, max(frames // m.hop, 3))))
-    windows = f"windows-{m.encoder_batch}"
-    stages(preset, windows, folder, backend, ("audio_encoder",), max(frames // 8, 5), result)
     for said, staggered in (("step", False), ("step-staggered", True)):
         took = np.array(list(steps(talker, speech(STEP_S), staggered)))[2 * m.hop :]
         add("total", f"{variant}-{said}", took)
+    windows = f"windows-{m.encoder_batch}"
+    stages(preset, windows, folder, backend, ("audio_encoder",), max(frames // 8, 5), result)
 
 
 def without_fold(preset: str, folder: Path, backends: Sequence[str], frames: int, result: Result) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,10 +16,11 @@ from streamtalk import Talker
 from streamtalk.backends import onnxruntime_cuda
 from streamtalk.backends.slots import Slots
 from streamtalk.cuda.backend import CudaBackend
-from streamtalk.cuda.driver import Driver
+from streamtalk.cuda.driver import Driver, Handle
 from streamtalk.cuda.engine import DeviceEngine, Plan, size_bytes
 from streamtalk.cuda.tensorrt import Library
 from streamtalk.engine_file import find_engines
+from streamtalk.errors import BackendError
 from streamtalk.manifest import AUDIO_ENCODER, FRAME, Manifest, graph_key
 
 Seconds = npt.NDArray[np.float64]
@@ -37,10 +38,14 @@ class StageRun:
         plan = Plan.of({tensor.name: size_bytes(tensor) for tensor in tensors})
         rng = np.random.default_rng(SEED)
         full = {"valid_frames": manifest.history, "valid_latents": manifest.decode_window, "position": 0}
-        with driver.current():
-            self._memory = driver.device_memory(plan.total)
+        self._graph: Handle = None
+        # What was taken goes back, last first, also where the rest cannot be had.
+        with driver.current(), ExitStack() as taken:
+            memory = driver.device_memory(plan.total)
+            taken.callback(driver.release, [memory])
             self._stream, self._done = driver.stream(), driver.event()
-            addresses = {name: self._memory + offset for name, offset in plan.offsets.items()}
+            taken.callback(driver.discard, [self._stream, self._done])
+            addresses = {name: memory + offset for name, offset in plan.offsets.items()}
             for tensor in engine.graph.inputs:
                 shape = [int(n) for n in tensor.shape]
                 if tensor.dtype == "float32":
@@ -50,9 +55,12 @@ class StageRun:
                 driver.upload(addresses[tensor.name], values.reshape(-1).view(np.uint8), self._stream)
                 driver.drain(self._stream)
             self._run = engine.bind(addresses, self._stream)
-            self._graph = None
+            taken.callback(self._run.close)
             if engine.capturable:
-                self._graph = driver.capture(self._stream, lambda: self._run.enqueue(self._stream))
+                with suppress(BackendError):  # still right, launch by launch
+                    self._graph = driver.capture(self._stream, lambda: self._run.enqueue(self._stream))
+                    taken.callback(driver.discard, [self._graph])
+            self._taken = taken.pop_all()
 
     def __call__(self, times: int = 1) -> float:
         """Seconds of one run, of `times` that are queued together."""
@@ -71,10 +79,7 @@ class StageRun:
     def close(self) -> None:
         """Give everything back."""
         with self._driver.current():
-            self._run.close()
-            graphs = [] if self._graph is None else [self._graph]
-            self._driver.discard([*graphs, self._stream, self._done])
-            self._driver.release([self._memory])
+            self._taken.close()
 
 
 def stage_engine(folder: Path, backend: CudaBackend, name: str) -> DeviceEngine:

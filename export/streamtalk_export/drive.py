@@ -35,14 +35,20 @@ class Probe:
 
     @classmethod
     def make(
-        cls, manifest: Manifest, seconds: float, identity: Mapping[str, Array], speech: bool = False
+        cls,
+        manifest: Manifest,
+        seconds: float,
+        identity: Mapping[str, Array],
+        speech: bool = False,
+        seed: int = 0,
     ) -> Probe:
-        """A probe of this length for the first speaker of an identity file; with `speech` it sounds like speech."""
+        """A probe of this length for the first speaker of an identity file; with `speech` it sounds like speech.
+        `seed` draws the noise."""
         frames = round(seconds * manifest.fps)
         sound = speech_audio if speech else probe_audio
         return cls(
             pcm=sound(seconds + manifest.window_samples / SAMPLE_RATE),
-            noise=np.random.default_rng(0)
+            noise=np.random.default_rng(seed)
             .standard_normal((frames, manifest.latent_width))
             .astype(np.float32),
             style=identity["styles"][0],

@@ -233,7 +233,9 @@ def export_model(
             say(f"checking {precision} against fp32 over {STREAM_SECONDS} s of audio")
             parity += certify_reduced(single, alone, identity, kinds)
             _enforce(parity)
-        make_probe(single, alone, identity).save(directory / PROBE)
+        motion_mm = next((line.measured for line in parity if line.quantity == "rms_motion_mm"), None)
+        on_devices = [kind for kind in kinds if kind != "int8"]
+        make_probe(single, alone, identity, on_devices, motion_mm).save(directory / PROBE)
         if settings.batch > 1:
             say(f"checking each of {settings.batch} slots")
             found = moments(single, alone, identity)

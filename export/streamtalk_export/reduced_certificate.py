@@ -51,6 +51,10 @@ random weights came to (5.6 % and 9.9 % of the motion), and above what the bundl
 FLOAT32_PEAK_SHARE = 1e-4
 """What a float32 engine may be off on a device, of the largest coordinate: summation in another order."""
 PROBE_FRAMES_AFTER_FILLING = 8
+PROBE_DRAWS = 4
+"""Of noise, of which the first is taken that leaves room for a device's own roundings."""
+PROBE_SHARE = 0.5
+"""Of what a device may be off, that reduced graphs may take on the CPU."""
 QUANTILE = 0.99
 
 
@@ -166,11 +170,54 @@ def vertex_distance(got: Array, want: Array) -> Array:
     return np.linalg.norm(got.astype(np.float64) - want, axis=-1).astype(np.float32)
 
 
-def make_probe(directory: Path, manifest: Manifest, identity: dict[str, Array]) -> ProbeData:
-    """The float32 graphs' own stream, past the filling of both windows, for engines to reproduce."""
+def make_probe(
+    directory: Path,
+    manifest: Manifest,
+    identity: dict[str, Array],
+    precisions: Sequence[Precision] = (),
+    rms_motion_mm: float | None = None,
+) -> ProbeData:
+    """The float32 graphs' own stream, past the filling of both windows, for engines to reproduce.
+
+    A device reproduces it in a closed loop, where a nonlinear head may draw a blink a frame earlier or later. So it is
+    the first of a few draws that the graphs at `precisions` follow here with room to spare; or, failing that, the one
+    that they follow best. `rms_motion_mm` is what the certificate measured: both hold engines to the same bound.
+    """
+    best: tuple[float, ProbeData] | None = None
+    for seed in range(PROBE_DRAWS):
+        probe, drawn = _drawn_probe(directory, manifest, identity, rms_motion_mm, seed)
+        share = max((_share_of_limits(directory, manifest, p, probe, drawn) for p in precisions), default=0.0)
+        if best is None or share < best[0]:
+            best = share, drawn
+        if share <= PROBE_SHARE:
+            break
+    assert best is not None
+    return best[1]
+
+
+def _share_of_limits(
+    directory: Path, manifest: Manifest, precision: Precision, probe: Probe, drawn: ProbeData
+) -> float:
+    """How much of what a device may be off `precision` takes here already; infinite where it gives no numbers."""
+    frames = [
+        v[drawn.vertices] for v, _ in closed_loop(Graphs(directory, manifest, precision), manifest, probe)
+    ]
+    errors = np.linalg.norm(np.stack(frames)[drawn.frames].astype(np.float64) - drawn.expected, axis=-1)
+    limits = drawn.limits["fp16"]
+    share = max(float(np.quantile(errors, QUANTILE)) / limits.p99, float(errors.max()) / limits.max)
+    return share if np.isfinite(share) else np.inf
+
+
+def _drawn_probe(
+    directory: Path,
+    manifest: Manifest,
+    identity: dict[str, Array],
+    rms_motion_mm: float | None,
+    seed: int,
+) -> tuple[Probe, ProbeData]:
     filled = max(manifest.history, manifest.decode_window)
     count = filled + PROBE_FRAMES_AFTER_FILLING
-    probe = Probe.make(manifest, count / manifest.fps, identity, speech=True)
+    probe = Probe.make(manifest, count / manifest.fps, identity, speech=True, seed=seed)
     stored = np.unique(np.linspace(0, count - 1, min(count, STORED_FRAMES)).round()).astype(np.int64)
     chosen = np.unique(
         np.linspace(0, manifest.n_vertices - 1, min(manifest.n_vertices, STORED_VERTICES)).round()
@@ -181,9 +228,9 @@ def make_probe(directory: Path, manifest: Manifest, identity: dict[str, Array]) 
         vertices.append(frame[chosen])
     expected: npt.NDArray[np.float32] = np.stack(vertices)[stored].astype(np.float32)
     unit_mm = 1000 * manifest.metres_per_unit
-    half = BOUNDS["fp16"].limits_mm(motion.rms() * unit_mm)
+    half = BOUNDS["fp16"].limits_mm(motion.rms() * unit_mm if rms_motion_mm is None else rms_motion_mm)
     exact = FLOAT32_PEAK_SHARE * float(np.abs(expected).max())
-    return ProbeData(
+    return probe, ProbeData(
         pcm=np.stack(list(probe.windows(manifest))),
         noise=probe.noise,
         style=probe.style,

@@ -61,6 +61,34 @@ def test_a_stage_is_run_on_its_own_memory(talker: Any) -> None:
     assert backend.frame.open_runs == 0
 
 
+def test_a_stage_that_cannot_be_bound_leaves_nothing(talker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = talker.choice.backend
+    before = set(backend.driver.memory), list(backend.driver.handles)
+
+    def fails(*_: Any) -> Any:
+        raise BackendError("out of memory")
+
+    monkeypatch.setattr(backend.frame, "bind", fails)
+    with pytest.raises(BackendError, match="out of memory"):
+        StageRun(backend.driver, backend.frame, talker.manifest)
+    assert (set(backend.driver.memory), list(backend.driver.handles)) == before
+
+
+def test_a_stage_that_cannot_be_captured_runs_launch_by_launch(
+    talker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = talker.choice.backend.driver
+
+    def fails(*_: Any) -> Any:
+        raise BackendError("not permitted when stream is capturing")
+
+    monkeypatch.setattr(type(driver), "capture", fails)
+    with closing(StageRun(driver, talker.choice.backend.frame, talker.manifest)) as run:
+        driver.calls.clear()
+        assert run(3) > 0
+    assert (driver.calls.count("enqueue"), driver.calls.count("launch")) == (3, 0)
+
+
 @pytest.mark.parametrize("staggered", [False, True])
 def test_steps_are_timed_where_every_voice_has_a_frame(talker: Any, staggered: bool) -> None:
     pcm = np.zeros(16000, np.float32)

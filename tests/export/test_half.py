@@ -13,9 +13,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from streamtalk.manifest import Manifest
-from streamtalk_export import half
+from streamtalk_export import half, reduced_certificate
+from streamtalk_export.drive import Probe
 from streamtalk_export.half import hold_roundings, to_convolutions, to_half
-from streamtalk_export.reduced_certificate import BOUNDS, certify_reduced
+from streamtalk_export.reduced_certificate import (
+    BOUNDS,
+    PROBE_DRAWS,
+    PROBE_SHARE,
+    certify_reduced,
+    make_probe,
+)
 from tests.export.golden import Array, Driver, Golden
 from tests.export.reduced import with_reduced
 
@@ -193,6 +200,45 @@ def test_the_bundled_stream_in_float16(bundled_half: tuple[Path, Manifest, dict[
     assert p99.frames == SECONDS * 30
     assert [line.bound for line in closed_loop] == [None, None]
     assert p99.measured <= closed_loop[1].measured  # the state's own errors come on top
+
+
+def test_the_probe_is_one_that_float16_follows(bundled_half: tuple[Path, Manifest, dict[str, Array]]) -> None:
+    """With room to spare on the CPU, by the bound that the certificate measured."""
+    directory, manifest, identity = bundled_half
+    probe = make_probe(*bundled_half, ["fp16"], rms_motion_mm=10.0)
+    unit_mm = 1000 * manifest.metres_per_unit
+    assert (probe.limits["fp16"].p99 * unit_mm, probe.limits["fp16"].max * unit_mm) == pytest.approx(
+        (0.1, 0.4)
+    )
+    drawn = Probe.make(manifest, len(probe.noise) / manifest.fps, identity, speech=True)
+    share = reduced_certificate._share_of_limits(directory, manifest, "fp16", drawn, probe)
+    assert 0 < share <= PROBE_SHARE
+    # Another's noise is another's motion, and not what the stored vertices show.
+    other = Probe.make(manifest, len(probe.noise) / manifest.fps, identity, speech=True, seed=1)
+    assert reduced_certificate._share_of_limits(directory, manifest, "fp16", other, probe) > 2 * share
+
+
+@pytest.mark.parametrize(
+    ("shares", "taken"),
+    [
+        ([0.4], 0),
+        ([0.9, np.inf, 0.5], 2),
+        ([0.9, 0.8, 0.6, 0.7], 2),
+    ],
+)
+def test_a_probe_that_float16_does_not_follow_gives_way_to_the_next(
+    shares: list[float],
+    taken: int,
+    bundled_half: tuple[Path, Manifest, dict[str, Array]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, manifest, identity = bundled_half
+    found = iter(shares)
+    monkeypatch.setattr(reduced_certificate, "_share_of_limits", lambda *_: next(found))
+    probe = make_probe(*bundled_half, ["fp16"], rms_motion_mm=1.0)
+    want = Probe.make(manifest, len(probe.noise) / manifest.fps, identity, speech=True, seed=taken)
+    np.testing.assert_array_equal(probe.noise, want.noise)
+    assert not list(found) and len(shares) <= PROBE_DRAWS
 
 
 def test_a_preset_stream_in_float16(golden: Golden, exported: Exported, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ GRAPHS_FROM = (1, 31, 1)
 """The first release whose captured graphs were seen to keep what they read."""
 SEARCHES = ("HEURISTIC", "EXHAUSTIVE", "DEFAULT")
 """Which of cuDNN's lists of convolution kernels to take from, until one has something for every node: the first knows
-the fastest, the last is slow and has all. What works with none of them is tried once more without a captured graph:
+the fastest, the last is slow and has all. What works with none of them is tried with each again without a captured graph:
 a batch of 512 at full size could not be captured (onnxruntime 1.31, H200).
 """
 LIBRARIES = ("nvidia-cudnn", "nvidia-cublas", "nvidia-cuda-runtime")
@@ -113,8 +113,9 @@ class CudaSession:
         addresses = {name: base + offset for name, offset in plan.offsets.items()}
         capturing = captures(self.runtime.__version__)
         settings = [(search, capturing) for search in SEARCHES]
-        settings += [(SEARCHES[0], False)] if capturing else []
-        failures: list[BackendError] = []
+        settings += [(search, False) for search in SEARCHES] if capturing else []
+        # Their words alone: an error holds the frames that it passed through, and with them its session's memory.
+        failures: list[str] = []
         try:
             driver.clear(base, plan.total, stream)
             for self.search, self.captured in settings:
@@ -124,11 +125,9 @@ class CudaSession:
                     self.bind(addresses, stream).close()
                     return
                 except BackendError as error:
-                    failures.append(error)
+                    failures.append(str(error))
             first, last = failures[0], failures[-1]
-            raise (
-                first if str(last) == str(first) else BackendError(f"{first} In another way: {last}")
-            ) from last
+            raise BackendError(first if last == first else f"{first} In another way: {last}")
         finally:
             for used in (stream, self.stream):
                 with suppress(BackendError):  # of a device that failed before
@@ -212,17 +211,14 @@ class CudaSessionRun:
         """Put one run on the session's stream, after what is on `stream` and before what comes there."""
         session, driver = self._session, self._session.driver
         driver.record(self._asked, stream)
-        try:
-            with session.lock:
-                driver.wait(session.stream, self._asked)
+        with session.lock:
+            driver.wait(session.stream, self._asked)
+            try:
                 session.session.run_with_iobinding(self._io, self._options)
-                driver.record(self._answered, session.stream)
-        except BackendError:
-            raise
-        except Exception as error:  # onnxruntime's own errors share no base class
-            with session.lock:
+            except Exception as error:  # onnxruntime's own errors share no base class
                 driver.abandon(session.stream)  # which it leaves capturing where an operator fails
-            raise BackendError(f"onnxruntime failed on the GPU: {first_line(error)}") from error
+                raise BackendError(f"onnxruntime failed on the GPU: {first_line(error)}") from error
+            driver.record(self._answered, session.stream)
         driver.wait(stream, self._answered)
 
     def close(self) -> None:

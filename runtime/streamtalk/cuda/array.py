@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -37,6 +38,7 @@ class DeviceArray:
         stream: Handle,
         ready: Handle,
         read: Handle,
+        reading: Lock | None = None,
     ) -> None:
         self.address = address
         """On the device."""
@@ -45,6 +47,9 @@ class DeviceArray:
         self.stream = int(stream)
         """The CUDA stream (`cudaStream_t`) that fills it."""
         self._driver, self._stream, self._ready, self._read = driver, stream, ready, read
+        self._reading = reading or Lock()
+        """Rows of a batch share the event: what one thread marks with it no other may mark again before it is waited
+        for."""
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -94,7 +99,7 @@ class DeviceArray:
     def release_on(self, stream: int) -> None:
         """Let the next frame wait for all that `stream` holds now."""
         driver = self._driver
-        with driver.current():
+        with driver.current(), self._reading:
             driver.record(self._read, stream)
             driver.wait(self._stream, self._read)
 
@@ -107,7 +112,7 @@ class DeviceArray:
         """The part of one slot, `x[index]`."""
         inner = self.shape[1:]
         address = self.address + 4 * index * int(np.prod(inner))
-        return DeviceArray(self._driver, address, inner, self._stream, self._ready, self._read)
+        return DeviceArray(self._driver, address, inner, self._stream, self._ready, self._read, self._reading)
 
     def on_host(self) -> Float32:
         """A copy on the host. Waits and allocates: for tests and pictures, not for the steady loop."""

@@ -66,8 +66,9 @@ class CudaDriver:
         if not getattr(self._thread, "told", False):
             # By default a capture in another thread, such as onnxruntime's or torch's, forbids this one to wait or
             # to allocate.
-            mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-            self._call(self._cuda.cudaThreadExchangeStreamCaptureMode, mode)
+            # The driver's call: the runtime's might make the primary context this thread's, which nobody asked for.
+            mode = self._api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+            self._call(self._api.cuThreadExchangeStreamCaptureMode, mode)
             self._thread.told = True
         if int(self._call(self._api.cuCtxGetCurrent)) == int(self._context):
             return NOTHING

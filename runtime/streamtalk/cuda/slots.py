@@ -177,6 +177,8 @@ class CudaSlots:
                         self._closers.pop()()
                     except BackendError as error:
                         failures.append(error)
+        # What launches refers to these slots: without that, pinned memory goes when they do.
+        self._launch_encoder, self._launch_frame = _closed, [_closed]
         if failures:
             raise failures[0]
 
@@ -368,3 +370,7 @@ class CudaSlots:
         self._driver.drain(self._frame_stream)
         values: Float32 = self._spare[:size].view(np.float32).reshape(shape).copy()
         return values
+
+
+def _closed() -> None:
+    raise BackendError("These slots were given back.")

@@ -89,9 +89,12 @@ class Compiled:
     """
 
     def __init__(self, trt: Any, engine: Any, key: str) -> None:
-        self._key, self._stored, self._cache = key, b"", None
+        self._key, self._stored, self._kept = key, b"", False
+        # The bindings do not tell that one of these holds the next, so that they live together, and go in this order.
         self.options: dict[str, Any] = {}
         """For `create_execution_context`."""
+        self._cache: Any = None
+        self._engine = engine
         self.scratch_bytes: int | None = None
         """Scratch memory that a context wants to be given; None where it takes its own."""
         create = getattr(engine, "create_runtime_config", None)
@@ -113,11 +116,11 @@ class Compiled:
 
     def keep(self) -> None:
         """Keep what was compiled, if that is more than what was kept; once."""
-        cache, self._cache = self._cache, None
-        if cache is None:
+        if self._kept or self._cache is None:
             return
+        self._kept = True
         with suppress(Exception):
-            content = bytes(memoryview(cache.serialize()))
+            content = bytes(memoryview(self._cache.serialize()))
             if content and content != self._stored:
                 remember(KIND, self._key, content)
 

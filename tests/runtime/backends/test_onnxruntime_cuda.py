@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,13 @@ from tests.runtime.cuda.fake import FakeDriver
 from tests.runtime.toy import Toy
 
 
+class Session(SimpleNamespace):
+    """Its frame is in the traceback of what fails, as a real session's is."""
+
+    def run_with_iobinding(self, *_: Any) -> None:
+        self.failing()
+
+
 class Runtime:
     """Loads any graph; runs fail where the search is one of `lacking`, and all captured ones without `graphs`."""
 
@@ -26,6 +34,9 @@ class Runtime:
         self.lacking, self.graphs = lacking, graphs
         self.searched, self.captured = list[str](), list[bool]()
         self.levels = list[int]()
+        self.made = list[weakref.ref[Session]]()
+        self.alive_before = list[int]()
+        """How many of the sessions before each one were still there when it was loaded."""
 
     def set_default_logger_severity(self, level: int) -> None:
         self.levels.append(level)
@@ -48,13 +59,14 @@ class Runtime:
                 raise RuntimeError(f"no valid engine configs of {search}")
 
         binding = SimpleNamespace(bind_input=lambda *_: None, bind_output=lambda *_: None)
-        return SimpleNamespace(
-            get_providers=lambda: [onnxruntime_cuda.PROVIDER],
-            get_inputs=list,
-            get_outputs=list,
-            io_binding=lambda: binding,
-            run_with_iobinding=run,
-        )
+        self.alive_before.append(sum(session() is not None for session in self.made))
+        session = Session()
+        session.get_providers = lambda: [onnxruntime_cuda.PROVIDER]
+        session.get_inputs = session.get_outputs = list
+        session.io_binding = lambda: binding
+        session.failing = run
+        self.made.append(weakref.ref(session))
+        return session
 
 
 @pytest.fixture
@@ -90,6 +102,16 @@ def test_what_cannot_be_captured_runs_kernel_by_kernel(opened: Any) -> None:
     assert runtime.captured == [True, True, True, False]
     assert driver.calls.count("abandon") == 3  # what a failed capture leaves would fail the next
     assert (session.search, session.captured) == (SEARCHES[0], False)
+    # What failed has given its memory back before another takes as much, without waiting for the collector.
+    assert runtime.alive_before == [0, 0, 0, 0]
+    assert sum(made() is not None for made in runtime.made) == 1
+
+
+def test_what_is_neither_captured_nor_in_the_first_list_runs_from_another(opened: Any) -> None:
+    runtime = Runtime(SEARCHES[:1], graphs=False)
+    session = opened(runtime, FakeDriver())
+    assert runtime.captured == [True, True, True, False, False]
+    assert (session.search, session.captured) == (SEARCHES[1], False)
 
 
 def test_a_release_that_does_not_capture_is_not_asked_to(opened: Any) -> None:
@@ -103,9 +125,10 @@ def test_a_release_that_does_not_capture_is_not_asked_to(opened: Any) -> None:
 def test_what_no_list_can_run_is_said_and_nothing_is_left(opened: Any) -> None:
     driver = FakeDriver()
     with pytest.raises(BackendError, match="no valid engine configs of HEURISTIC"):
-        opened(Runtime(SEARCHES), driver)
+        opened(runtime := Runtime(SEARCHES), driver)
     assert not driver.handles
     assert not driver.memory
+    assert not any(made() for made in runtime.made)
 
 
 def test_it_is_quiet_while_it_tries_and_no_longer(opened: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -283,6 +285,24 @@ def test_what_fails_to_go_back_keeps_nothing_else(tmp_path: Path, monkeypatch: p
     assert gpu.driver.memory == {}
     assert gpu.driver.handles == []
     slots.close()
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_what_was_given_back_is_gone_without_the_collector(capturable: bool, tmp_path: Path) -> None:
+    toy = Toy()
+    directory = toy.write(tmp_path / "engine")
+    manifest = read_manifest(directory)
+    slots: Any = fake_gpu(directory, manifest, capturable).slots(toy.identity["start_latent"])
+    pinned = weakref.ref(slots._pinned_pcm_bytes.base)
+    slots.close()
+    with pytest.raises(BackendError, match="given back"):
+        slots.frame(0, np.zeros(1, np.int64), np.ones(1, np.bool_))
+    gc.disable()
+    try:
+        del slots
+        assert pinned() is None
+    finally:
+        gc.enable()
 
 
 def test_slots_that_differ_are_not_trusted(tmp_path: Path) -> None:

@@ -262,6 +262,10 @@ def test_what_an_engine_compiles_is_kept(
         loaded.bind({}, 7)
     assert first.contexts == [first] * 3
     assert first.serialized == 1
+    # Contexts that are made later read the cache too, and the engine goes after its configuration and the cache.
+    assert loaded.compiled._cache is first
+    order = [name for name in vars(loaded.compiled) if name in ("options", "_cache", "_engine")]
+    assert order == ["options", "_cache", "_engine"]
     (file,) = kept.iterdir()
     assert file.read_bytes() == b"kernels"
     library(monkeypatch, second).load(fit, FakeDriver()).bind({}, 7)
