@@ -35,7 +35,7 @@ GRAPHS_FROM = (1, 31, 1)
 """The first release whose captured graphs were seen to keep what they read."""
 SEARCHES = ("HEURISTIC", "EXHAUSTIVE", "DEFAULT")
 """Which of cuDNN's lists of convolution kernels to take from, until one has something for every node: the first knows
-the fastest, the last is slow and has all. What works with none of them is tried with each again without a captured graph:
+the fastest, the last is slow and has all. What works with none is tried with each again without a captured graph:
 a batch of 512 at full size could not be captured (onnxruntime 1.31, H200).
 """
 LIBRARIES = ("nvidia-cudnn", "nvidia-cublas", "nvidia-cuda-runtime")
