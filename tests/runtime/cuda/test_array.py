@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import threading
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,27 @@ def test_numpy_and_torch_see_it_in_place(driver: FakeDriver, values: Any) -> Non
         assert np.array_equal(got, values)
     assert np.array_equal(np.from_dlpack(shared.row(2)), values[2])
     assert np.array_equal(shared.on_host(), values)
+
+
+def test_readers_of_two_rows_do_not_undo_each_others_wait(
+    driver: FakeDriver, values: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows mark their reading with one event: a second mark before the first is waited for would lose it."""
+    shared = array(driver, values)
+    done: list[str] = []
+    other = threading.Thread(target=shared.row(1).release_on, args=(driver.stream(),))
+
+    def record(*_: Any) -> None:
+        done.append("marked")
+        if not other.ident:
+            other.start()
+            other.join(0.1)  # it would be through by then, if it did not wait its turn
+
+    monkeypatch.setattr(driver, "record", record)
+    monkeypatch.setattr(driver, "wait", lambda *_: done.append("waited"))
+    shared.row(0).release_on(driver.stream())  # type: ignore[arg-type]
+    other.join()
+    assert done == ["marked", "waited"] * 2
 
 
 def leaked(use: Callable[[], Any]) -> int:
