@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -198,6 +199,22 @@ def test_a_batch_that_fails_midway_does_not_end_the_run(
     document = json.loads(file.read_text())
     assert document["skipped"]["tensorrt, vocaset, batch 3, midway"] == "no room"
     assert any(row["system"] == "tensorrt" for row in document["rows"])
+
+
+def test_a_model_is_let_go_before_another_loads(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes as much of the GPU's memory again; the collector is off while the benchmark runs."""
+    load, made, alive = gpu.Talker.load, list[Any](), list[int]()
+
+    def counted(folder: Path, name: str, **options: Any) -> Talker:
+        alive.append(sum(talker() is not None for talker in made))
+        talker = load(folder, name, **options)
+        made.append(weakref.ref(talker))
+        return talker
+
+    monkeypatch.setattr(gpu, "Talker", SimpleNamespace(load=counted))
+    assert gpu.main(["--models", str(machine), "--batches", "3", "3", "--frames", "24", "--no-eager"]) == 0
+    assert len(made) == 3  # twice the batch, once without a fold
+    assert not any(alive)
 
 
 @pytest.mark.parametrize("arguments", [["--frames", "5"], ["--presets", "bundled"]])

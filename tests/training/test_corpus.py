@@ -181,9 +181,7 @@ def test_training_is_as_mixed_as_planned() -> None:
 
 
 def test_statistical_voices_come_on_top_and_change_nothing_else() -> None:
-    with_them = replace(
-        ALL_ENGINES, statistical=Statistical(Path("hts_engine"), None, Path("voices"), FESTIVAL)
-    )
+    with_them = replace(ALL_ENGINES, statistical=Statistical(Path("hts_engine"), Path("voices"), FESTIVAL))
     before = corpus.planned_clips(corpus.CorpusPlan(hours=3, engines=ALL_ENGINES))
     after = corpus.planned_clips(corpus.CorpusPlan(hours=3, engines=with_them))
     count = len(before["train"])

@@ -415,7 +415,7 @@ def test_statistical_voices_say_why_they_fail(tmp_path: Path) -> None:
     voice.write_bytes(b"NUM_STREAMS:3\nSTREAM_TYPE:MCP,LF0,BAP\nIS_MSD[BAP]:0\nIS_MSD[LF0]:1\n[DATA]BAP]\n:3")
     program.write_text(FAKE_ENGINE.format(python=sys.executable))
     program.chmod(0o755)
-    installed = statistical.Statistical(program, None, tmp_path, festival.Festival(program, tmp_path, None))
+    installed = statistical.Statistical(program, tmp_path, festival.Festival(program, tmp_path, None))
     with pytest.raises(OSError, match="hts_engine failed: no label, says the engine"):
         statistical.say(installed, "", statistical.Manner("bdl"))
     with pytest.raises(UnknownPhoneError):

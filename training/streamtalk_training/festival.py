@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from streamtalk_training.espeak import Utterance
@@ -60,6 +61,11 @@ class Festival:
     program: Path
     data: Path
     libraries: Path | None
+
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """For the program, and for others that were unpacked beside it."""
+        return with_libraries([] if self.libraries is None else self.libraries.rglob("lib*.so*"))
 
     @property
     def abroad(self) -> bool:
@@ -136,7 +142,7 @@ def _run(installed: Festival, script: Sequence[bytes], folder: Path, last: Path)
         text=True,
         errors="replace",  # it quotes its own files, each in an encoding of its own
         cwd=data,  # where the Czech dictionary is looked for
-        env=with_libraries([] if installed.libraries is None else installed.libraries.rglob("lib*.so*")),
+        env=installed.environment,
         check=False,
     )
     if not last.exists():

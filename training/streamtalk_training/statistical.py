@@ -23,7 +23,6 @@ import numpy as np
 from streamtalk_training.espeak import Utterance
 from streamtalk_training.festival import Festival
 from streamtalk_training.mixtures import Mixture
-from streamtalk_training.programs import with_libraries
 from streamtalk_training.visemes import Phone, cmu_phones
 from streamtalk_training.waves import read_wave
 
@@ -37,11 +36,9 @@ _PHONE = re.compile(r"-(\w+)\+")
 
 @dataclass(frozen=True)
 class Statistical:
-    """The program `hts_engine`, the folder of its libraries (None where it is installed), the folder of the voices,
-    and who reads the text."""
+    """The program `hts_engine`, the folder of the voices, and who reads the text, found beside the program."""
 
     program: Path
-    libraries: Path | None
     voices: Path
     reader: Festival
 
@@ -74,8 +71,7 @@ def find_statistical(root: Path, reader: Festival | None) -> Statistical | None:
     program, package = root / "usr" / "bin" / "hts_engine", find_spec(PACKAGE)
     if reader is None or package is None or package.origin is None or not program.exists():
         return None
-    libraries = None if root.resolve() == Path("/") else root / "usr" / "lib"
-    return Statistical(program, libraries, Path(package.origin).parent / "data" / "voices", reader)
+    return Statistical(program, Path(package.origin).parent / "data" / "voices", reader)
 
 
 def say(installed: Statistical, label: str, manner: Manner) -> Utterance:
@@ -108,9 +104,7 @@ def say(installed: Statistical, label: str, manner: Manner) -> Utterance:
             [str(installed.program), *models, *weights, *said, str(folder / "label")],
             capture_output=True,
             text=True,
-            env=with_libraries(
-                [] if installed.libraries is None else installed.libraries.rglob("libHTSEngine.so*")
-            ),
+            env=installed.reader.environment,
             check=False,
         )
         if done.returncode != 0 or not (folder / "sound").exists():
