@@ -89,7 +89,7 @@ class Stage2:
     disturbed_from: float = 0.3  # share of the run until which the disturbances of hearing grow
     control_weight: float = 1.5
     seal_weight: float = 6.0  # of the lips' seal, 0 to 1
-    closure_weight: float = 1.0  # so much more does a closure's seal count than an open mouth's
+    closure_weight: float = 2.0  # so much more does a closure's seal count than an open mouth's
     viseme_weight: float = 0.4  # of the hint's viseme, in nats
     gap_weight: float = 3.0  # of the lips' gap, besides its share in the error of motion
     speed_weight: float = 4.0  # keeps neighbouring frames from flickering
