@@ -30,7 +30,7 @@ BLINK_ONSET = 0.1  # eyeBlinkLeft, from which a blink has begun
 FAVOURED = {
     "flite slt": 1.6,
     "flite rms": 1.6,
-    "statistical": 2.0,
+    "statistical": 1.1,
     "festival": 1.3,
     "espeak": 0.9,
     "sounds music": 4.0,
