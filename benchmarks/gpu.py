@@ -20,7 +20,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ import torch
 
 from benchmarks.gpu_runs import IN_FLIGHT, SEED, StageRun, hops, opened, profiled, stage_engine, steps, turns
 from benchmarks.latency_rows import GPU_SYSTEMS, PARTS, RELEASED, Row, hardware, summary, table, versions
-from benchmarks.latency_runs import streamed
+from benchmarks.latency_runs import amortised, streamed
 from benchmarks.latency_subject import CACHE, FAILURES, complain, exported, settings_of, speech
 from benchmarks.latency_targets import Target
 from benchmarks.latency_targets import table as targets_table
@@ -140,12 +140,13 @@ def loaded(
     Whoever asks lets go of one before it asks for the next, which takes as much memory again.
     """
     for name in wanted:
+        talker: Talker | None = None
         try:
             talker = Talker.load(folder, name)
         except StreamTalkError as error:
             result.skipped[f"{name}, {label}"] = str(error).replace(str(folder), "this export")
-            del error
-            gc.collect()  # what failed may hold much of the GPU's memory
+        if talker is None:
+            gc.collect()  # what failed may hold much of the GPU's memory, until its error is gone
             continue
         backend = talker.choice.backend
         assert isinstance(backend, CudaBackend)
@@ -196,7 +197,7 @@ def one_voice(
     frames: int,
     result: Result,
 ) -> None:
-    """Frames in turns with the released algorithm, a hop's start, vertices that stay, stages, launches."""
+    """Frames in turns with the released algorithm, a hop's start, vertices that stay, stages."""
     m, name = talker.manifest, backend.name
 
     def add(stage: str, variant: str, seconds: Any, **more: Any) -> None:
@@ -220,23 +221,8 @@ def one_voice(
                 encoder_s.append(eager.encoder(m.window_samples / m.sample_rate))
         add("frame", "", ours, fps=m.fps)
         add("frame", "hop-start", list(hops(slots, m, frames // m.hop)), fps=m.fps)
-        every, index = np.ones(1, np.bool_), np.zeros(1, np.int64)
-
-        def hop() -> None:
-            slots.encode(every)
-            frame()
-
-        def frame() -> None:
-            slots.frame(0, index, every)
-            slots.vertices()
-
-        hop()
-        for said, run in (("a hop's first frame", hop), ("a frame", frame)):
-            result.launches.append({"model": preset, "backend": name, "of": said, "calls": profiled(run)})
     for i, rows in theirs.items():
-        if rows and not any(
-            (r.preset, r.system, r.variant) == (preset, RELEASED, f"frame-{i}") for r in result.rows
-        ):
+        if rows:
             whole = [sum(row.values()) for row in rows]
             for stage in rows[0]:
                 each = [row[stage] for row in rows]
@@ -252,12 +238,35 @@ def one_voice(
     stages(preset, "", folder, backend, PARTS, frames, result)
 
 
+def launches(preset: str, talker: Talker, result: Result) -> None:
+    """What a hop and a frame launch; after all timing, for a profiler stays attached and may slow what comes later."""
+    every, index = np.ones(1, np.bool_), np.zeros(1, np.int64)
+    with opened(talker) as slots:
+
+        def hop() -> None:
+            slots.encode(every)
+            frame()
+
+        def frame() -> None:
+            slots.frame(0, index, every)
+            slots.vertices()
+
+        hop()
+        for said, run in (("a hop's first frame", hop), ("a frame", frame)):
+            calls = profiled(run)
+            result.launches.append({"model": preset, "backend": talker.backend, "of": said, "calls": calls})
+
+
 def long_stream(preset: str, talker: Talker, minutes: float, result: Result) -> None:
-    """Whole frames of a stream of so many minutes, as fast as they come."""
+    """Whole frames of a stream of so many minutes, as fast as they come. The encoder's run is spread over its hop, but
+    for what is late and what took longest: there it counts where it falls.
+    """
     if minutes:
         took = streamed(talker, round(60 * minutes * talker.fps))
-        row = summary(preset, talker.backend, "", 60 * minutes, "total", took, fps=talker.fps)
-        result.rows.append(row)
+        own = preset, talker.backend, "", 60 * minutes, "total"
+        whole = summary(*own, took, fps=talker.fps)
+        row = summary(*own, amortised(took, talker.manifest.hop), fps=talker.fps)
+        result.rows.append(replace(row, late=whole.late, max_ms=whole.max_ms))
 
 
 def stages(
@@ -327,7 +336,12 @@ def targets(rows: Sequence[Row]) -> Iterator[Target]:
         ]
         return found[-1] if found else None
 
-    released = of(RELEASED, "frame-0", "frame")
+    def beside(frame: Row) -> Row | None:
+        """The released first frame that took turns with `frame`: the next in the order of measuring."""
+        later = rows[rows.index(frame) :]
+        own = ("vocaset", RELEASED, "frame-0", "frame")
+        return next((r for r in later if (r.preset, r.system, r.variant, r.stage) == own), None)
+
     for system in dict.fromkeys(row.system for row in rows if row.system != RELEASED):
         frame, encoder = of(system, "", "frame"), of(system, "", "audio_encoder")
         measured: dict[str, float] = {}
@@ -335,7 +349,7 @@ def targets(rows: Sequence[Row]) -> Iterator[Target]:
             measured |= {"frame p50": frame.p50_ms, "frame p99": frame.p99_ms}
         if encoder:
             measured["audio encoder p50"] = encoder.p50_ms
-        if frame and released:
+        if frame and (released := beside(frame)):
             measured["times faster than the released first frame"] = released.p50_ms / frame.p50_ms
         steps_of = [
             r for r in rows if (r.preset, r.system) == ("vocaset", system) and STEPS.fullmatch(r.variant)
@@ -380,6 +394,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     built = [name for name in options.backends if name.startswith("tensorrt") and find_spec(name)]
     targets_of = ["--precision", "fp16", "--targets", ",".join(["onnx", *built])]
+    singles: dict[str, Path] = {}
     gc.disable()
     try:
         result.gpu = open_driver().description
@@ -393,6 +408,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if folder is None:
                     result.skipped[f"{preset}, batch {batch}"] = "there is no such export"
                     continue
+                if batch == 1:
+                    singles[preset] = folder
                 for talker, backend in loaded(folder, options.backends, f"{preset}, batch {batch}", result):
                     with noted(f"{backend.name}, {preset}, batch {batch}, midway", result):
                         if batch == 1:
@@ -412,6 +429,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 result.skipped[f"{preset}, no fold"] = "there is no such export"
             save()
+        for preset, folder in singles.items():
+            for name in dict.fromkeys(
+                r.system for r in result.rows if r.preset == preset and r.system != RELEASED
+            ):
+                with noted(f"{name}, {preset}, launches", result):
+                    launches(preset, Talker.load(folder, name), result)
+        save()
     except FAILURES as error:
         return complain("gpu", error)
     finally:

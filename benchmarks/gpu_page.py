@@ -24,8 +24,11 @@ class Preset:
     def __init__(self, name: str, system: str, document: Document) -> None:
         self.name, self.system = name, system
         rows = [row for row in document["rows"] if row["preset"] == name]
-        self._rows = {(r["system"], r["variant"], r["stage"], r["audio_s"] > 0): r for r in rows}
         own = [r for r in rows if r["system"] == system]
+        # Of the release's the first from here on: those that took turns with this backend.
+        beside = [r for r in rows[rows.index(own[0]) :] if r["system"] == RELEASED]
+        ordered = [*reversed(beside), *own]
+        self._rows = {(r["system"], r["variant"], r["stage"], r["audio_s"] > 0): r for r in ordered}
         frames = [batch_of(r["variant"]) for r in own if r["stage"] == "frame"]
         self.batches = sorted(n for n in frames if n is not None and n > 1)
         runs = (WINDOWS.fullmatch(r["variant"]) for r in own if r["stage"] == "audio_encoder")

@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 
 def streamed(talker: Talker, frames: int) -> Seconds:
     """Seconds of each of `frames` frames after warm-up, whole, in a stream of the runtime; the first is a new stream's
-    first. A frame counts from the push of its last audio; the encoder's run is spread over its hop.
+    first. A frame counts from the push of its last audio; the encoder's run is in the first of its hop.
     """
     chunk = talker.sample_rate // talker.fps
     pcm = speech((frames + WARM_UP_FRAMES) / talker.fps + 2)
@@ -42,7 +42,7 @@ def streamed(talker: Talker, frames: int) -> Seconds:
                     since = now
                 if len(took) >= wanted:
                     break
-    return amortised(np.array(took[:frames]), talker.manifest.hop)
+    return np.array(took[:frames])
 
 
 def amortised(seconds: Seconds, hop: int) -> Seconds:
@@ -55,13 +55,14 @@ def amortised(seconds: Seconds, hop: int) -> Seconds:
 
 
 def overhead(talker: Talker, frames: int) -> Seconds:
-    """Seconds of each of `frames` frames that the runtime took beside its backend, as `streamed` times them."""
+    """Seconds of each of `frames` frames that the runtime took beside its backend, a hop's spread over its frames."""
     backend = _TimedBackend(talker.choice.backend)
     observed = replace(talker, choice=replace(talker.choice, backend=backend))
-    whole = streamed(observed, frames)
+    hop = talker.manifest.hop
+    whole = amortised(streamed(observed, frames), hop)
     (lane,) = backend.lanes
     # A hop's frames come together, so that there may be more of them than were asked for.
-    return whole - amortised(np.array(lane.frames[:frames]), talker.manifest.hop)
+    return whole - amortised(np.array(lane.frames[:frames]), hop)
 
 
 class _TimedLane:

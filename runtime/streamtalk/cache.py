@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -66,7 +67,12 @@ def locked(path: Path) -> Iterator[None]:
             f"Cannot write {path}: {error.strerror or error}. Name a writable folder in {VARIABLE}."
         ) from error
     with file:
-        _lock(file)
+        try:
+            _lock(file)
+        except OSError as error:  # as on some network folders
+            raise OutputError(
+                f"Cannot lock {path}: {error.strerror or error}. Name a local folder in {VARIABLE}."
+            ) from error
         yield
 
 
@@ -77,6 +83,12 @@ def _lock(file: IO[bytes]) -> None:
     except ImportError:  # Windows
         import msvcrt
 
-        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined, unused-ignore]
-        return
+        while True:
+            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined, unused-ignore]
+            except OSError as error:
+                if error.errno != errno.EDEADLK:  # it gave up waiting, after ten seconds
+                    raise
+            else:
+                return
     fcntl.flock(file, fcntl.LOCK_EX)

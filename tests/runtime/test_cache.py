@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from streamtalk import OutputError
+from streamtalk import OutputError, cache
 from streamtalk.cache import cache_directory, locked, remember, remembered, replace_file
 
 HOLDER = """
@@ -45,6 +46,19 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
         replace_file(tmp_path / "file" / "x", b"")
     with pytest.raises(OutputError, match="STREAMTALK_CACHE"), locked(tmp_path / "file" / "x"):
         pass
+
+
+def test_a_lock_that_cannot_be_had_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a network folder without locks. What happens under a lock is another matter."""
+    with pytest.raises(PermissionError), locked(tmp_path / "lock"):
+        raise PermissionError
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(cache, "_lock", fails)
+    with pytest.raises(OutputError, match=r"Cannot lock .*No locks available.*STREAMTALK_CACHE"):
+        locked(tmp_path / "lock").__enter__()
 
 
 def test_a_lock_holds_between_processes_and_falls_with_its_holder(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from streamtalk import BackendError, ModelError, Talker, backends
+from streamtalk import BackendError, ModelError, Talker, backends, cache
 from streamtalk.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from streamtalk.manifest import FILE_NAME, Asset, Manifest, read_manifest, sha256_of
 from streamtalk.trust import Limits, ProbeData, measure, read_probe, trust
@@ -147,6 +147,17 @@ def test_a_memory_that_cannot_be_written_costs_a_probe_at_every_start(
     for _ in range(2):
         trust(gpu, model, gpu.manifest)
         assert launches(gpu) >= FRAMES
+
+
+def test_a_memory_that_cannot_be_locked_costs_a_probe(
+    gpu: Any, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise OSError("No locks available")
+
+    monkeypatch.setattr(cache, "_lock", fails)
+    trust(gpu, model, gpu.manifest)
+    assert launches(gpu) >= FRAMES
 
 
 def test_auto_falls_to_the_next_backend(model: Path, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ hop follow each other turn by turn, so a hop is laid out once; if they do not, a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from math import lcm
 from typing import Any
@@ -334,14 +335,18 @@ class CudaSlots:
         self._closers.append(lambda: driver.drain(self._frame_stream))
         self._closers.append(lambda: driver.drain(self._encoder_stream))
 
+        plain: list[DeviceEngine] = []
+
         def ready(engine: DeviceEngine, stream: Handle, enqueue: Callable[[], None]) -> Callable[[], None]:
-            if not engine.capturable:
+            if not engine.capturable or engine in plain:
                 return enqueue
             try:
                 graphs.append(graph := driver.capture(stream, enqueue))
-            except BackendError:
-                # Still right, launch by launch. Classic TensorRT does not tell beforehand what it cannot capture.
-                engine.capturable = False
+            except BackendError as error:
+                # Still right, launch by launch, until the next open: it may have been for want of memory. Classic
+                # TensorRT does not tell beforehand what it cannot capture.
+                plain.append(engine)
+                warnings.warn(f"No CUDA graph, so frames take longer: {error}", RuntimeWarning, stacklevel=2)
                 return enqueue
             return lambda: driver.launch(graph, stream)
 

@@ -147,7 +147,7 @@ class TensorRtEngine:
         if context is None:
             said = " ".join(words) or "it gives no reason."
             raise BackendError(f"{library.name} has no room for another stream: {said}")
-        run = TensorRtRun(library, context, self.driver)
+        run = TensorRtRun(library, context, self.compiled, self.driver)
         try:
             run.take_scratch(self.compiled.scratch_bytes)
             for name, address in addresses.items():
@@ -167,10 +167,14 @@ class TensorRtEngine:
 
 
 class TensorRtRun:
-    """An execution context with its addresses set, and its scratch memory where it does not take its own."""
+    """An execution context with its addresses set, and its scratch memory where it does not take its own.
 
-    def __init__(self, library: Library, context: Any, driver: Driver) -> None:
+    It outlives its engine where a stream outlives its talker, and then keeps what it was made from.
+    """
+
+    def __init__(self, library: Library, context: Any, compiled: Compiled, driver: Driver) -> None:
         self._library, self._context, self._driver = library, context, driver
+        self._compiled: Compiled | None = compiled
         self._scratch: list[int] = []
 
     def take_scratch(self, size: int | None) -> None:
@@ -183,11 +187,13 @@ class TensorRtRun:
         """Put one run on the stream."""
         if not self._context.execute_async_v3(int(stream)):
             words = " ".join(self._library.logger.words) or "it gives no reason."
+            self._library.logger.words.clear()  # told; else they pile up where every frame fails
             raise BackendError(f"{self._library.name} failed: {words}")
 
     def close(self) -> None:
         """Let the context and its scratch memory go."""
         self._context = None
+        self._compiled = None  # after the context that reads it
         scratch, self._scratch = self._scratch, []
         self._driver.release(scratch)
 

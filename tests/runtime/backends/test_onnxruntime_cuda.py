@@ -26,12 +26,13 @@ class Session(SimpleNamespace):
 
 
 class Runtime:
-    """Loads any graph; runs fail where the search is one of `lacking`, and all captured ones without `graphs`."""
+    """Loads any graph; runs fail where the search is one of `lacking`, all captured ones without `graphs`, and the
+    next `spoilt` captured ones."""
 
     __version__ = "1.31.1"
 
-    def __init__(self, lacking: tuple[str, ...] = (), graphs: bool = True) -> None:
-        self.lacking, self.graphs = lacking, graphs
+    def __init__(self, lacking: tuple[str, ...] = (), graphs: bool = True, spoilt: int = 0) -> None:
+        self.lacking, self.graphs, self.spoilt = lacking, graphs, spoilt
         self.searched, self.captured = list[str](), list[bool]()
         self.levels = list[int]()
         self.made = list[weakref.ref[Session]]()
@@ -57,6 +58,9 @@ class Runtime:
         def run(*_: Any) -> None:
             if search in self.lacking or (captured and not self.graphs):
                 raise RuntimeError(f"no valid engine configs of {search}")
+            if captured and self.spoilt:
+                self.spoilt -= 1
+                raise RuntimeError("CUDA failure 900: operation not permitted when stream is capturing")
 
         binding = SimpleNamespace(bind_input=lambda *_: None, bind_output=lambda *_: None)
         self.alive_before.append(sum(session() is not None for session in self.made))
@@ -105,6 +109,20 @@ def test_what_cannot_be_captured_runs_kernel_by_kernel(opened: Any) -> None:
     # What failed has given its memory back before another takes as much, without waiting for the collector.
     assert runtime.alive_before == [0, 0, 0, 0]
     assert sum(made() is not None for made in runtime.made) == 1
+
+
+def test_a_capture_that_another_thread_spoilt_is_made_again(opened: Any) -> None:
+    """Its session captures in CUDA's global mode: any thread that allocates meanwhile ends that."""
+    runtime, driver = Runtime(spoilt=1), FakeDriver()
+    session = opened(runtime, driver)
+    assert (runtime.captured, session.search, session.captured) == ([True], SEARCHES[0], True)
+    addresses = {t.name: 0 for t in (*session.graph.inputs, *session.graph.outputs)}
+    with driver.current():
+        runtime.spoilt = 1
+        session.bind(addresses, driver.stream())
+        runtime.spoilt = 2
+        with pytest.raises(BackendError, match="stream is capturing"):
+            session.bind(addresses, driver.stream())
 
 
 def test_what_is_neither_captured_nor_in_the_first_list_runs_from_another(opened: Any) -> None:

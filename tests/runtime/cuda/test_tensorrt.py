@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from enum import Enum
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -166,8 +168,10 @@ def test_an_engine_is_compared_and_bound(fit: Fit, stub: StubEngine, monkeypatch
     assert stub.runs == 1
     assert set(stub.addresses) == set(stub.tensors)
     assert loaded.capturable
-    with pytest.raises(BackendError, match="tensorrt failed"):
+    loaded.library.logger.words.append("the device is lost")
+    with pytest.raises(BackendError, match="tensorrt failed: the device is lost"):
         run.enqueue(8)
+    assert loaded.library.logger.words == []  # told: the next failure has words of its own
     stub.capturable = False
     loaded.bind({}, 7)
     assert not loaded.capturable
@@ -272,6 +276,21 @@ def test_what_an_engine_compiles_is_kept(
     assert second.known == b"kernels"
     library(monkeypatch, Jit(stub.tensors)).load(fit, FakeDriver("another GPU")).bind({}, 7)
     assert len(list(kept.iterdir())) == 2
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_context_keeps_what_it_was_made_from(
+    fit: Fit, stub: StubEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream may outlive its talker, and with it the engine."""
+    loaded = library(monkeypatch, Jit(stub.tensors)).load(fit, FakeDriver())
+    run, compiled = loaded.bind({}, 7), weakref.ref(loaded.compiled)
+    del loaded
+    gc.collect()
+    assert compiled() is not None
+    run.close()
+    gc.collect()
+    assert compiled() is None
 
 
 def test_what_another_version_compiled_is_replaced(
