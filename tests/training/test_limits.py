@@ -81,6 +81,12 @@ def test_other_voices_say_the_same_sentences(monkeypatch: pytest.MonkeyPatch) ->
     texts = {voice: [text for each, text in said if each == voice] for voice in ("slt", "awb")}
     assert texts["slt"] == texts["awb"] != []
     assert len(slt) == len(awb) == 2 and all(speech.phones for speech in slt)
+    few, many = list[str](), list[str]()
+    for told, hours in ((few, 0.01), (many, 0.03)):
+        said.clear()
+        limits.flite_speeches(unmade, "awb", hours=hours)
+        told += [text for _, text in said]
+    assert many[: len(few)] == few and len(many) > 2 * len(few) > 0
 
 
 def vowel_pair(hertz: float, shape: int) -> Pair:

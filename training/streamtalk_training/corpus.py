@@ -71,12 +71,13 @@ _WEAK_SOUNDS = re.compile(r"f|v|w|oo|sh|th|ph|p|b|m", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class CorpusPlan:
-    """What to render: hours of training clips, by which engines."""
+    """What to render: hours of training clips, by which engines, and of clips that are held out."""
 
     hours: float
     seed: int = 0
     fps: float = 30.0
     engines: Engines = field(default_factory=Engines)
+    test_hours: float = TEST_HOURS
 
 
 def planned_clips(plan: CorpusPlan) -> dict[str, list[ClipSpec]]:
@@ -170,7 +171,7 @@ def _held_out(split: str, sentences: Sequence[str], plan: CorpusPlan) -> Iterato
     chooser = random.Random(f"{plan.seed} {split}")
     plenty = _endless(sentences, chooser)
     seconds, index = 0.0, 0
-    while seconds < TEST_HOURS * 3600:
+    while seconds < plan.test_hours * 3600:
         said = tuple(next(plenty) for _ in range(chooser.choice((1, 1, 2))))
         voice = f"{chooser.choice(TEST_ACCENTS)}+{chooser.choice(TEST_VARIANTS)}"
         pace = chooser.uniform(0.9, 1.15)

@@ -37,7 +37,7 @@ from streamtalk_export.mel import MelEncoder
 from streamtalk_training import metrics
 from streamtalk_training.clips import render
 from streamtalk_training.coarticulation import controls_from_weights
-from streamtalk_training.corpus import CorpusPlan, planned_clips, speaker
+from streamtalk_training.corpus import TEST_HOURS, CorpusPlan, planned_clips, speaker
 from streamtalk_training.evaluate import QUICK, Extent, from_clip, read_sources
 from streamtalk_training.face import Face, load_face
 from streamtalk_training.face_source import DEFAULT_CACHE
@@ -200,14 +200,17 @@ def print_jitter(folder: Path, face: Face, splits: Mapping[str, Sequence[Speech]
             print(f"| {steps} | {1e3 * model_m:.3f} | {1e3 * labels_m:.3f} |", flush=True)
 
 
-def flite_speeches(engines: Engines, voice: str, clips: int | None = None) -> list[Speech]:
-    """The sentences of the split `awb`, at most `clips` of them, spoken by another `voice` of flite.
+def flite_speeches(
+    engines: Engines, voice: str, clips: int | None = None, hours: float = TEST_HOURS
+) -> list[Speech]:
+    """The sentences of the split `awb`, at most `clips` of them, spoken by another `voice` of flite. `hours` is how
+    much they come to; the first are always the same.
 
     Raises FileNotFoundError without flite, and OSError where it does not speak.
     """
     if engines.flite is None:
         raise FileNotFoundError("flite was not found: see --debian")
-    unvoiced = planned_clips(CorpusPlan(hours=0.0, engines=engines))["awb"][:clips]
+    unvoiced = planned_clips(CorpusPlan(hours=0.0, engines=engines, test_hours=hours))["awb"][:clips]
     specs = [replace(spec, voice=voice) for spec in unvoiced]
     speak = speaker(specs, engines)
     return [from_clip(render(spec, speak, engines.soundfont)) for spec in specs]
@@ -248,13 +251,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=(),
         help="closures of these",
     )
+    parser.add_argument(
+        "--hours",
+        type=float,
+        default=TEST_HOURS,
+        help="of sentences that each of these says; the first are those of `evaluate` (default: %(default)s, which are "
+        "all of those)",
+    )
     parser.add_argument("--quick", action="store_true", help="a few clips of each split")
     options = parser.parse_args(arguments)
     corpus, debian, cache = (getattr(options, n).expanduser() for n in ("corpus", "debian", "cache"))
     try:
         extent = QUICK if options.quick else Extent()
         engines = find_engines(debian) if options.flite else Engines()
-        said = {voice: flite_speeches(engines, voice, extent.clips) for voice in options.flite}
+        said = {voice: flite_speeches(engines, voice, extent.clips, options.hours) for voice in options.flite}
         config = load_config(options.model / "config.yaml")
         folder = exported(options.model, cache)
         fps = float(read_manifest(folder).fps)
