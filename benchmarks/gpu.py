@@ -30,7 +30,7 @@ import torch
 
 from benchmarks.gpu_runs import IN_FLIGHT, SEED, StageRun, hops, opened, profiled, stage_engine, steps, turns
 from benchmarks.latency_rows import GPU_SYSTEMS, PARTS, RELEASED, Row, hardware, summary, table, versions
-from benchmarks.latency_runs import amortised, streamed
+from benchmarks.latency_runs import amortised, frame_times
 from benchmarks.latency_subject import CACHE, FAILURES, complain, exported, settings_of, speech
 from benchmarks.latency_targets import Target
 from benchmarks.latency_targets import table as targets_table
@@ -262,7 +262,7 @@ def long_stream(preset: str, talker: Talker, minutes: float, result: Result) -> 
     for what is late and what took longest: there it counts where it falls.
     """
     if minutes:
-        took = streamed(talker, round(60 * minutes * talker.fps))
+        took = frame_times(talker, round(60 * minutes * talker.fps))
         own = preset, talker.backend, "", 60 * minutes, "total"
         whole = summary(*own, took, fps=talker.fps)
         row = summary(*own, amortised(took, talker.manifest.hop), fps=talker.fps)
@@ -435,6 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ):
                 with noted(f"{name}, {preset}, launches", result):
                     launches(preset, Talker.load(folder, name), result)
+                gc.collect()  # before the next takes as much memory
         save()
     except FAILURES as error:
         return complain("gpu", error)

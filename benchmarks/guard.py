@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.latency_rows import CPU, hardware
-from benchmarks.latency_runs import amortised, stage_runs, streamed
+from benchmarks.latency_runs import stage_runs, streamed
 from benchmarks.latency_subject import CACHE, FAILURES, ROOT, baseline, check_parity, complain, subject
 from streamtalk import Talker
 from streamtalk.backends import Options
@@ -76,8 +76,7 @@ def measure(cache: Path, engine: Path | None) -> Ratios:
         frame = median(runs["frame"]() for _ in range(REPEATS))
         encoder = median(runs["audio_encoder"]() for _ in range(REPEATS)) / given.manifest.hop
         speedups.append(theirs / frame)
-        whole = amortised(streamed(talker, REPEATS), given.manifest.hop)
-        shares.append(float(np.median(whole)) / (frame + encoder))
+        shares.append(float(np.median(streamed(talker, REPEATS))) / (frame + encoder))
         frames.append(frame)
     return Ratios(round(median(speedups), 2), round(median(shares), 3), round(1e3 * median(frames), 4))
 

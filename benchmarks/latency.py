@@ -43,7 +43,7 @@ from benchmarks.latency_rows import (
     table,
     versions,
 )
-from benchmarks.latency_runs import amortised, overhead, stage_runs, streamed
+from benchmarks.latency_runs import overhead, stage_runs, streamed
 from benchmarks.latency_subject import (
     CACHE,
     FAILURES,
@@ -145,7 +145,7 @@ def measure(
     for audio_s in lengths:
         frames = int(audio_s * fps)
         for backend, talker in talkers.items():
-            took = amortised(streamed(talker, min(frames, most_frames)), talker.manifest.hop)
+            took = streamed(talker, min(frames, most_frames))
             beyond = frames > most_frames
             row = summary(given.preset, backend, "", audio_s, "total", took, extrapolated=beyond, fps=fps)
             result.rows.append(row.lasting(frames, peaks[backend]))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.latency_rows import CPU, INT8, NO_CACHE, ONE_THREAD, WHOLE_WINDOW, Row, summary
-from benchmarks.latency_runs import GraphRun, Seconds, amortised, stage_runs, streamed
+from benchmarks.latency_runs import GraphRun, Seconds, stage_runs, streamed
 from benchmarks.latency_subject import PARITY, SEED, ParityError, Subject, exported
 from streamtalk import Talker
 from streamtalk.manifest import FRAME, graph_key, read_manifest
@@ -137,8 +137,7 @@ def variant_rows(given: Subject, frames: int, rounds: int, cache: Path) -> list[
     took: dict[str, list[Seconds]] = {name: [] for name in talkers}
     for _ in range(rounds):
         for name, talker in talkers.items():
-            parts = streamed(talker, max(frames // rounds, 1))
-            took[name].append(amortised(parts, talker.manifest.hop))
+            took[name].append(streamed(talker, max(frames // rounds, 1)))
     fps = given.manifest.fps
     return [
         summary(given.preset, CPU, name, len(seconds) / fps, "total", seconds, fps=fps)

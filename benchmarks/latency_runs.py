@@ -23,7 +23,7 @@ Seconds = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
 
 
-def streamed(talker: Talker, frames: int) -> Seconds:
+def frame_times(talker: Talker, frames: int) -> Seconds:
     """Seconds of each of `frames` frames after warm-up, whole, in a stream of the runtime; the first is a new stream's
     first. A frame counts from the push of its last audio; the encoder's run is in the first of its hop.
     """
@@ -45,6 +45,11 @@ def streamed(talker: Talker, frames: int) -> Seconds:
     return np.array(took[:frames])
 
 
+def streamed(talker: Talker, frames: int) -> Seconds:
+    """`frame_times` with the encoder's run spread over its hop."""
+    return amortised(frame_times(talker, frames), talker.manifest.hop)
+
+
 def amortised(seconds: Seconds, hop: int) -> Seconds:
     """The encoder's run, which falls on a hop's first frame, spread over the hop: each frame its hop's mean."""
     if hop == 1:
@@ -55,14 +60,13 @@ def amortised(seconds: Seconds, hop: int) -> Seconds:
 
 
 def overhead(talker: Talker, frames: int) -> Seconds:
-    """Seconds of each of `frames` frames that the runtime took beside its backend, a hop's spread over its frames."""
+    """Seconds of each of `frames` frames that the runtime took beside its backend, as `streamed` times them."""
     backend = _TimedBackend(talker.choice.backend)
     observed = replace(talker, choice=replace(talker.choice, backend=backend))
-    hop = talker.manifest.hop
-    whole = amortised(streamed(observed, frames), hop)
+    whole = streamed(observed, frames)
     (lane,) = backend.lanes
     # A hop's frames come together, so that there may be more of them than were asked for.
-    return whole - amortised(np.array(lane.frames[:frames]), hop)
+    return whole - amortised(np.array(lane.frames[:frames]), talker.manifest.hop)
 
 
 class _TimedLane:

@@ -222,7 +222,7 @@ def test_a_batch_that_fails_midway_does_not_end_the_run(
 
 def test_late_is_a_frame_that_comes_late(monkeypatch: pytest.MonkeyPatch, talker: Any) -> None:
     """Not one whose hop was slow on average: the encoder's run counts where it falls."""
-    monkeypatch.setattr(gpu, "streamed", lambda *_: np.array([0.06, 0.001] * 30))
+    monkeypatch.setattr(gpu, "frame_times", lambda *_: np.array([0.06, 0.001] * 30))
     result = gpu.Result()
     gpu.long_stream("vocaset", talker, 1 / 30, result)
     (row,) = result.rows
