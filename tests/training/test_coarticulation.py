@@ -53,6 +53,33 @@ def test_a_bilabial_between_vowels_seals_the_lips() -> None:
     assert shut[ARKIT_INDEX["mouthClose"]] == pytest.approx(shut[ARKIT_INDEX["jawOpen"]], rel=0.1)
 
 
+def closing(phones: list[Phone]) -> tuple[np.ndarray, np.ndarray]:
+    """Times of every millisecond of two seconds, and `close` at them."""
+    times_s = np.arange(2000) / 1000
+    return times_s, track(mouth_controls(phones, times_s, Style()), "close")
+
+
+def test_a_vowel_sounds_through_open_lips() -> None:
+    phones = [Phone(0, 0.5, "a", "AA"), Phone(0.5, 0.9, "i", "IY"), Phone(0.9, 1, "m", "PBM")]
+    times_s, close = closing([*phones, Phone(1, 2, "a", "AA")])
+    assert close[times_s < 0.889].max() == pytest.approx(0.6)  # near, in the second half of a diphthong too
+    assert close[(times_s >= 0.9) & (times_s < 0.97)].min() > 0.95  # and shut as soon as it is silent
+
+
+def test_a_short_closure_lasts_for_a_frame() -> None:
+    phones = [Phone(0, 0.9, "a", "AA"), Phone(0.9, 0.93, "b", "PBM"), Phone(0.93, 2, "a", "AA")]
+    times_s, close = closing(phones)
+    shut_s = times_s[close > 0.8]
+    assert np.ptp(shut_s) > 1 / 30
+    assert 0.86 < shut_s[0] < 0.9  # sooner than the sound stops
+
+
+def test_lips_may_close_ahead_in_a_consonant() -> None:
+    hissing = [Phone(0, 0.9, "s", "SZ"), Phone(0.9, 1, "p", "PBM"), Phone(1, 2, "a", "AA")]
+    times_s, close = closing(hissing)
+    assert close[(times_s > 0.87) & (times_s < 0.9)].min() > 0.85
+
+
 def test_silence_is_rest() -> None:
     assert mouth_controls([], TIMES_S, Style()).max() == 0
     spoken = [Phone(0, 0.3, "a", "AA"), Phone(0.3, 2, "_", "SIL")]

@@ -32,7 +32,14 @@ from streamtalk_training.dataset import (
     spoken_visemes,
 )
 from streamtalk_training.hearing import disturbed
-from streamtalk_training.motion import MotionSpace, face_maps, lip_gap_vectors, sealing, widened
+from streamtalk_training.motion import (
+    MotionSpace,
+    face_maps,
+    lip_gap_loss,
+    lip_gap_vectors,
+    sealing,
+    widened,
+)
 from streamtalk_training.pack import ARCHITECTURE, checkpoint, mean, pack, trained
 from streamtalk_training.shipped import WEIGHTS, grown, redrawn, unpacked
 from streamtalk_training.stage2 import energy_score
@@ -607,6 +614,20 @@ def test_coordinates_are_another_spelling_of_weights() -> None:
     vertices = offsets.reshape(5, VERTICES, 3)
     across = vertices[:, LIP_PAIRS[:, 0]] - vertices[:, LIP_PAIRS[:, 1]]
     np.testing.assert_allclose(lip_gap_vectors(SPACE, torch.from_numpy(coordinates)), across, atol=1e-6)
+
+
+def test_the_lips_gap_weighs_most_where_they_meet() -> None:
+    """An error of a tenth of the jaw's way, of a shut mouth and of an open one."""
+    jaw = torch.from_numpy(SPACE.to_coordinates[:, SPACE.names.index("jawOpen")])
+
+    def ratio(shut_weight: float) -> float:
+        shut, open_ = (lip_gap_loss(SPACE, (at + 0.1) * jaw, at * jaw, shut_weight) for at in (0.0, 1.0))
+        return float(shut / open_)
+
+    gap_m = float(lip_gap_vectors(SPACE, jaw).norm(dim=-1).mean())
+    near, meeting = np.exp(-gap_m / 0.003), np.exp(-gap_m / 0.001)
+    assert ratio(0.0) == pytest.approx(5 / (1 + 4 * near), rel=0.02)
+    assert ratio(10.0) == pytest.approx(15 / (1 + 4 * near + 10 * meeting), rel=0.02)
 
 
 def test_a_widened_model_is_the_same_model() -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamtalk_export.blendshapes import ARKIT_NAMES
-from streamtalk_training.visemes import SILENCE, Phone, tables
+from streamtalk_training.visemes import BILABIAL, SILENCE, VOWELS, Phone, tables
 
 Floats = NDArray[np.float32]
 
@@ -22,6 +23,9 @@ SHARPNESS = 1.3  # exponent of the decay
 PLATEAU = 0.6  # share of a phone's half width over which its dominance is full
 RIGHT_DECAY = 1.2  # a phone lets go faster than it prepares
 REST_PRIOR = 0.02
+NEAR = 0.6  # of `close`, at most, while a vowel sounds
+MEETING_S = 0.01  # from there to closed
+CONTACT_S = 0.036  # for which lips stay together at least, so that a film of 30 frames a second shows it
 HIDDEN_JAW = 0.02  # weight of `jawOpen` below which the jaw hides a closure
 
 ARKIT_INDEX = {name: index for index, name in enumerate(ARKIT_NAMES)}
@@ -62,10 +66,30 @@ def mouth_controls(phones: Sequence[Phone], times_s: NDArray[np.float64], style:
         theta = rules.theta_per_s[control] * style.theta_scale
         dominance = alphas * np.exp(-((theta * tau_s) ** SHARPNESS))
         controls[:, column] = (dominance @ targets) / (dominance.sum(axis=1) + REST_PRIOR)
+    close = rules.controls.index("close")
+    controls[:, close] = np.minimum(controls[:, close], _nearest(phones, times_s, style.lead_s))
     controls[:, rules.controls.index("jaw")] *= style.jaw_gain
     for control in ("round", "funnel", "spread", "upUp", "loDn"):
         controls[:, rules.controls.index(control)] *= style.lip_gain
     return np.clip(controls, 0.0, 1.0).astype(np.float32)
+
+
+def _nearest(phones: Sequence[Phone], times_s: NDArray[np.float64], lead_s: float) -> NDArray[np.float64]:
+    """The most [L] that lips may be closed at `times_s` [L]: a vowel sounds through open lips.
+
+    Dominance alone has them shut 35 ms before the vowel ahead of a /p b m/ ends. They come near that early,
+    but meet when the sound stops, or sooner where the phone is too short to show a closure.
+    """
+    most = np.ones(len(times_s))
+    vowel_s = 0.0  # where the vowels that sound now began
+    for before, phone in pairwise([Phone(0.0, 0.0, "_", SILENCE), *phones]):
+        if phone.viseme in VOWELS and before.viseme not in VOWELS:
+            vowel_s = phone.start_s
+        if phone.viseme == BILABIAL and before.viseme in VOWELS:
+            meet_s = min(phone.start_s, phone.end_s - lead_s - CONTACT_S)
+            sounding = (times_s >= vowel_s) & (times_s < meet_s)
+            most[sounding] = NEAR + (1 - NEAR) * np.maximum(1 - (meet_s - times_s[sounding]) / MEETING_S, 0)
+    return most
 
 
 def arkit_weights(controls: Floats, style: Style) -> Floats:

@@ -42,7 +42,7 @@ from streamtalk_training.voices import (
     find_engines,
 )
 
-CORPUS_VERSION = 5
+CORPUS_VERSION = 6
 """Raised whenever the same specs would give other clips: shards of before are then refused."""
 CLIPS_PER_SHARD = 64
 CHARACTERS_A_SECOND = 15.0  # of speech at the usual pace: turns hours into a number of clips

@@ -25,7 +25,7 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 LIP_WEIGHT = 12.0  # of a lip vertex's squared error against any other's
-NEARLY_SHUT_M = 0.003
+NEARLY_SHUT_M, SHUT_M = 0.003, 0.001
 SCALE = 10.0  # brings the coordinates of speech to about unit size, which optimisers expect
 BROW_EMPHASIS = 6.0  # brows hardly pass a weight of .2, and would be lost beside blinks of 1
 WEIGHT_SHARE = 0.02  # of the mean shape's size: how much an ARKit weight counts besides the vertices it moves
@@ -122,15 +122,16 @@ def lip_gap_vectors(space: MotionSpace, coordinates: Tensor) -> Tensor:
     return torch.einsum("...k,kpd->...pd", coordinates, to_gaps)
 
 
-def lip_gap_loss(space: MotionSpace, predicted: Tensor, true: Tensor) -> Tensor:
+def lip_gap_loss(space: MotionSpace, predicted: Tensor, true: Tensor, shut_weight: float = 0.0) -> Tensor:
     """Mean length of the error across the lip pairs, in units of 10 mm, of coordinates [..., K].
 
     Errors count up to five times where the lips are nearly shut: a millimetre decides a closure there, and
-    nothing in an open mouth.
+    nothing in an open mouth. Where they meet errors count `shut_weight` times more: lips that may have to close do.
     """
     wanted = lip_gap_vectors(space, true)
     error = lip_gap_vectors(space, predicted) - wanted
-    weight = 1 + 4 * torch.exp(-wanted.square().sum(-1).sqrt() / NEARLY_SHUT_M)
+    gap = wanted.square().sum(-1).sqrt()
+    weight = 1 + 4 * torch.exp(-gap / NEARLY_SHUT_M) + shut_weight * torch.exp(-gap / SHUT_M)
     return (error.square().sum(-1).add(1e-10).sqrt() * weight).mean() / 0.01
 
 

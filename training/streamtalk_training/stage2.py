@@ -91,7 +91,8 @@ class Stage2:
     seal_weight: float = 6.0  # of the lips' seal, 0 to 1
     closure_weight: float = 2.0  # so much more does a closure's seal count than an open mouth's
     viseme_weight: float = 0.4  # of the hint's viseme, in nats
-    gap_weight: float = 3.0  # of the lips' gap, besides its share in the error of motion
+    gap_weight: float = 4.0  # of the lips' gap, besides its share in the error of motion
+    shut_weight: float = 8.0  # of the gap's error where lips meet, see `lip_gap_loss`
     speed_weight: float = 4.0  # keeps neighbouring frames from flickering
     steady_weight: float = 0.3  # the same of the controls that move slowly, each in units of its own speed
     blind_share: float = 0.15  # of the crops after history_start
@@ -232,7 +233,7 @@ def stage2_loss(
         "latent": (drawn[..., :lips].float() - wanted[..., :lips]).square().mean(),
         "energy": energy_score(first[..., lips:], second[..., lips:], wanted[..., lips:]),
         "motion": 2 * reconstruction_loss(space, decoded, true),
-        "gap": plan.gap_weight * lip_gap_loss(space, decoded, true),
+        "gap": plan.gap_weight * lip_gap_loss(space, decoded, true, plan.shut_weight),
         "controls": plan.control_weight * ((decoded - true) @ controls).square().mean(),
         "seal": plan.seal_weight
         * seal_error(sealing(space, decoded), sealing(space, true), plan.closure_weight),
@@ -329,6 +330,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_setup_options(parser)
     parser.add_argument("--steps", type=int, default=Stage2.steps)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--closure-weight",
+        type=float,
+        default=Stage2.closure_weight,
+        metavar="W",
+        help="so much more does an error of the lips' seal count where they are sealed (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--shut-weight",
+        type=float,
+        default=Stage2.shut_weight,
+        metavar="W",
+        help="so much more does an error of the lips' gap count where they meet (default: %(default)g)",
+    )
     parser.add_argument("--bfloat16", action="store_true", help="faster on processors that have it")
     parser.add_argument(
         "--begin",
@@ -373,7 +388,14 @@ def run(options: argparse.Namespace) -> None:
     held_out = setup.clips("valid")
     validation = Validation(setup.motion(held_out), mel_data((clip.pcm for clip in held_out), encoder))
     del held_out
-    plan, begin = Stage2(options.steps, bfloat16=options.bfloat16, seed=options.seed), None
+    plan = Stage2(
+        options.steps,
+        closure_weight=options.closure_weight,
+        shut_weight=options.shut_weight,
+        bfloat16=options.bfloat16,
+        seed=options.seed,
+    )
+    begin = None
     if packed is not None:
         print(
             f"{options.begin} draws the upper face of {len(motion.speakers)} clips: minutes", file=sys.stderr
