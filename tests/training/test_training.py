@@ -41,10 +41,10 @@ from streamtalk_training.motion import (
     widened,
 )
 from streamtalk_training.pack import ARCHITECTURE, checkpoint, mean, pack, trained
-from streamtalk_training.shipped import WEIGHTS, grown, redrawn, unpacked
+from streamtalk_training.shipped import WEIGHTS, alike, calmed, grown, redrawn, unpacked
 from streamtalk_training.stage2 import energy_score
 from streamtalk_training.talker import Talker, decoded_stream, mouth_latents, rollout
-from streamtalk_training.validate import Validation, scores, streamed
+from streamtalk_training.validate import Validation, blinks_begin, scores, streamed
 from streamtalk_training.visemes import Phone, tables
 from streamtalk_training.voices import TRAIN_FLITE_VOICES
 from tests.training.tiny import (
@@ -234,9 +234,14 @@ def test_a_run_may_begin_with_a_deeper_audio_encoder(
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["--hint-share", "0.5"], "goes with --begin"), (["--hint-share", "1"], "below 1")],
+    [
+        (["--hint-share", "0.5"], "goes with --begin"),
+        (["--hint-share", "1"], "below 1"),
+        (["--blinks", "15"], "go with --begin FOLDER"),
+        (["--upper", "none", "--begin", "none"], "go with --begin FOLDER"),
+    ],
 )
-def test_a_share_of_the_hint_is_asked_for_rightly(
+def test_options_that_do_not_go_together_are_told(
     options: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -313,6 +318,47 @@ def test_the_upper_face_is_drawn_by_the_packed_talker_clip_by_clip(
     )
     batch = crops(drawn, None, None, 3, 12, np.random.default_rng(0))
     assert batch.upper.shape == (3, 13, 8 - lips)
+
+
+def blinking(motion: MotionData, often: Sequence[int]) -> MotionData:
+    """`motion` with lids that shut `often[i]` times in clip i, for a frame each."""
+    lid = SPACE.to_coordinates[:, USED.index("eyeBlinkLeft")]
+    coordinates = motion.coordinates.clone()
+    coordinates[:, SPACE.mouth :] = 0
+    for start, times in zip(motion.offsets.tolist(), often, strict=False):
+        coordinates[start + 1 : start + 1 + 2 * times : 2] += torch.from_numpy(lid)
+    return replace(motion, coordinates=coordinates)
+
+
+def test_clips_that_blink_much_are_drawn_less_often(motion: MotionData) -> None:
+    """So that crops blink as often as asked for, and those of clips that blink alike come as often as before."""
+    often = [0, 3, 1, 3, 2, 0][: len(motion.speakers)]
+    often += [1] * (len(motion.speakers) - len(often))
+    data = blinking(motion, often)
+    lengths = np.diff(data.offsets)
+    minutes = lengths / 30 / 60
+    clips = torch.split(data.coordinates, lengths.tolist())
+    assert [int(blinks_begin(SPACE, clip).sum()) for clip in clips] == often
+    before = float((data.favour * often).sum() / (data.favour * minutes).sum())
+    for wanted in (0.7 * before, 1.2 * before):
+        calm = calmed(data, SPACE, wanted)
+        assert float((calm.favour * often).sum() / (calm.favour * minutes).sum()) == pytest.approx(wanted)
+        assert calm.coordinates is data.coordinates
+        assert (calm.favour[1] < calm.favour[0]) == (wanted < before)
+        assert calm.favour[3] / data.favour[3] == pytest.approx(calm.favour[1] / data.favour[1])
+    most = max(often) / float(minutes[1])
+    with pytest.raises(ValueError, match=rf"blink {before:.1f} times a minute.* not {2 * most:g}"):
+        calmed(data, SPACE, 2 * most)
+
+
+def test_the_upper_face_comes_from_a_talker_with_the_same_ears_and_codes(tmp_path: Path) -> None:
+    talker = packed_talker(tmp_path)
+    assert alike(talker, unpacked(tmp_path, CONFIG, MAPS))
+    deeper = msgspec.structs.replace(CONFIG.audio, dilations=(*CONFIG.audio.dilations, 1))
+    assert not alike(talker, unpacked(tmp_path, msgspec.structs.replace(CONFIG, audio=deeper), MAPS))
+    other = unpacked(tmp_path, CONFIG, MAPS)
+    torch.nn.init.normal_(other.autoencoder.quantize.embedding.weight)
+    assert not alike(talker, other)
 
 
 def test_a_run_begins_with_a_packed_talker(motion: MotionData, tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 What packing drops is made up for. The hint's linear map is new, and learns first, from an audio encoder that stays as
 it is. The clock (`dataset.blink_clock`) is in no vertex, so the upper face's latents can no longer be encoded: instead
-the packed talker itself draws blinks and brows for every clip, and they take the place of the corpus's. So
-training goes on for the lips alone, and the upper face learns to stay as it was.
+the packed talker itself, or one before it that had the clock, draws blinks and brows for every clip, and they take the
+place of the corpus's. So training goes on for the lips alone, and the upper face learns to stay as it was. It does so
+with an error, which adds up over runs: each blinked more than what it learned from. See `calmed`.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from streamtalk_export.checkpoint import CheckpointError, read_state
 from streamtalk_export.config import ModelConfig
-from streamtalk_training.dataset import MelData, MotionData, frame_features
+from streamtalk_training.dataset import FPS, MelData, MotionData, frame_features
 from streamtalk_training.motion import FaceMaps, MotionSpace, unwidened
 from streamtalk_training.talker import Talker, decoded_stream, mouth_latents, rollout
+from streamtalk_training.validate import blinks_begin
 
 WEIGHTS = "model.safetensors"
 CLIPS_AT_ONCE = 48
+HALF = 2e-3  # what packing rounds by, at most
+CALMEST = 3.0  # logarithm of the largest share by which one blink more makes a clip rarer
 DECODED_AT_ONCE = 8  # a frame's window is several frames: more of them leave a processor's cache
 GROWING = re.compile(r"audio_encoder\.(blocks\.\d+|fine)\.")
 
@@ -88,6 +93,49 @@ def redrawn(talker: Talker, space: MotionSpace, motion: MotionData, mel: MelData
             coordinates[rows, space.mouth :] = drawn[row, :frames, space.mouth :]
             upper[rows] = latents[row, :frames, lips:]
     return replace(motion, coordinates=coordinates, upper=upper)
+
+
+def alike(drawing: Talker, learning: Talker) -> bool:
+    """Whether one talker's upper face can be another's: both hear the same log-mel frames, and their codes agree.
+
+    Latents mean what stage 1 made of them, so talkers of other stages 1 do not agree.
+    """
+    ears = [talker.audio_encoder for talker in (drawing, learning)]
+    codes = [talker.autoencoder.quantize.embedding.weight for talker in (drawing, learning)]
+    heard = [
+        (ear.stem.weight.shape[1], ear.level_floor, ear.past_samples, ear.receptive_field) for ear in ears
+    ]
+    first, second = codes
+    same = first.shape == second.shape and torch.allclose(first, second, rtol=HALF, atol=HALF)
+    return heard[0] == heard[1] and same
+
+
+def calmed(motion: MotionData, space: MotionSpace, blinks_per_minute: float) -> MotionData:
+    """`motion` with clips that blink much drawn less often, so that what is drawn blinks so often in the mean.
+
+    Each blink more than is usual divides a clip's `favour` by the same number, however long the clip. Raises
+    ValueError where no such number is in reach.
+    """
+    lengths = np.diff(motion.offsets)
+    clips = torch.split(motion.coordinates, lengths.tolist())
+    blinks = np.array([int(blinks_begin(space, clip).sum()) for clip in clips])
+    minutes = lengths / FPS / 60
+
+    def rate(favour: NDArray[np.float64]) -> float:
+        return float((favour * blinks).sum() / (favour * minutes).sum())
+
+    more = blinks - rate(motion.favour) * minutes
+    least, most = -CALMEST, CALMEST  # of the logarithm of that number
+    for _ in range(60):
+        divisor = (least + most) / 2
+        favour = motion.favour * np.exp(-divisor * more)
+        least, most = (divisor, most) if rate(favour) > blinks_per_minute else (least, divisor)
+    if abs(rate(favour) - blinks_per_minute) > 0.01 * blinks_per_minute:
+        raise ValueError(
+            f"these faces blink {rate(motion.favour):.1f} times a minute, which drawing some clips more often makes "
+            f"{rate(favour):.1f} at the nearest, not {blinks_per_minute:g}"
+        )
+    return replace(motion, favour=favour)
 
 
 def _features(talker: Talker, mel: MelData, clip: int, frames: int) -> Tensor:

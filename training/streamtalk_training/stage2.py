@@ -34,13 +34,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from streamtalk_export.config import ModelConfig
+from streamtalk_export.config import ModelConfig, load_config
 from streamtalk_training import runs
 from streamtalk_training.dataset import Crops, MelData, MotionData, crops, frame_features, mel_data
 from streamtalk_training.hearing import disturbed
 from streamtalk_training.motion import READINGS, MotionSpace, control_readings, lip_gap_loss, sealing
-from streamtalk_training.setup import RECORDED_NOTE, Setup, add_setup_options, recorded_asked_for, setup_from
-from streamtalk_training.shipped import grown, redrawn, unpacked
+from streamtalk_training.setup import (
+    RECORDED_NOTE,
+    Setup,
+    add_setup_options,
+    narrowed,
+    recorded_asked_for,
+    setup_from,
+)
+from streamtalk_training.shipped import alike, calmed, grown, redrawn, unpacked
 from streamtalk_training.stage1 import reconstruction_loss, window_length
 from streamtalk_training.talker import Talker, mouth_latents, newest_frames
 from streamtalk_training.validate import Validation, scores, streamed
@@ -362,7 +369,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="with --begin: share of the run that trains the audio encoder alone, three times as fast a step "
         "(default: 0)",
     )
+    parser.add_argument(
+        "--upper",
+        type=Path,
+        metavar="FOLDER",
+        help="with --begin FOLDER: another packed talker, which draws the upper face (default: the one begun with)",
+    )
+    parser.add_argument(
+        "--blinks",
+        type=float,
+        metavar="N",
+        help="with --begin FOLDER: draw clips such that these faces blink N times a minute (default: as they come, "
+        "and then the run blinks more than what it learns from: 22 times on 18, for instance)",
+    )
     options = parser.parse_args(arguments)
+    if not (options.begin and options.begin.is_dir()) and (options.upper or options.blinks):
+        parser.error("--upper and --blinks go with --begin FOLDER, of a packed talker")
     if not 0 <= options.hint_share < 1:
         parser.error("--hint-share must be at least 0 and below 1")
     if options.hint_share and options.begin is None:
@@ -376,7 +398,14 @@ def run(options: argparse.Namespace) -> None:
     setup: Setup = setup_from(options)
     packed = None
     if options.begin is not None and options.begin.is_dir():
-        packed = unpacked(options.begin, setup.config, setup.maps)
+        upper = packed = unpacked(options.begin, setup.config, setup.maps)
+        if options.upper:
+            own = narrowed(load_config(options.upper / "config.yaml"), setup.space)
+            upper = unpacked(options.upper, own, setup.maps)
+            if not alike(upper, packed):
+                raise ValueError(
+                    f"{options.upper} hears other sound than {options.begin}, or has other latents"
+                )
         codes = {name: value.clone() for name, value in packed.autoencoder.state_dict().items()}
     else:
         codes = finished_stage1(options.run / "stage1" / "state.pt")
@@ -397,10 +426,11 @@ def run(options: argparse.Namespace) -> None:
     )
     begin = None
     if packed is not None:
-        print(
-            f"{options.begin} draws the upper face of {len(motion.speakers)} clips: minutes", file=sys.stderr
-        )
-        motion = redrawn(packed, setup.space, motion, mel, options.seed)
+        drawing = options.upper or options.begin
+        print(f"{drawing} draws the upper face of {len(motion.speakers)} clips: minutes", file=sys.stderr)
+        motion = redrawn(upper, setup.space, motion, mel, options.seed)
+        if options.blinks:
+            motion = calmed(motion, setup.space, options.blinks)
         plan, begin = plan.continuing(options.hint_share, NEW_HINT_STEPS), Student(setup.config)
         begin.talker = packed
     elif options.begin is not None:

@@ -66,6 +66,14 @@ def scores(space: MotionSpace, predicted: Tensor, true: Tensor, fps: float) -> d
     if "eyeBlinkLeft" in space.names:
         minutes = true.shape[0] * true.shape[1] / fps / 60
         for name, motion in (("blinks", predicted), ("true blinks", true)):
-            lid = (motion @ to_weights)[..., space.names.index("eyeBlinkLeft")] > BLINK
-            values[name] = float((lid[:, 1:] & ~lid[:, :-1]).sum()) / minutes
+            values[name] = float(blinks_begin(space, motion).sum()) / minutes
     return values
+
+
+def blinks_begin(space: MotionSpace, motion: Tensor) -> Tensor:
+    """Where the eyelids shut in motion [..., L, K], boolean [..., L]. Raises ValueError in a space without lids."""
+    lid = torch.from_numpy(space.to_weights[space.names.index("eyeBlinkLeft")]).to(motion)
+    shut = motion @ lid > BLINK
+    begins = torch.zeros_like(shut)
+    begins[..., 1:] = shut[..., 1:] & ~shut[..., :-1]
+    return begins
