@@ -597,6 +597,17 @@ def test_disturbed_sound_keeps_silence_and_time() -> None:
     torch.testing.assert_close(same[:, 0], mel, rtol=0, atol=1e-5)
 
 
+def test_formants_are_moved_one_by_one() -> None:
+    """Another throat is not just a longer one: that would keep the ratio of two places on the mel axis."""
+    at = torch.arange(64.0)
+    mel = (9 - (at - 16).square()).clamp(min=0) + (9 - (at - 44).square()).clamp(min=0)
+    moved = disturbed(mel[None, :, None].expand(400, -1, 10), torch.Generator().manual_seed(0)).mean(-1)
+    kept = (moved[:, :30].amax(1) > 2) & (moved[:, 30:].amax(1) > 2)  # no band of theirs was lost
+    low, high = moved[kept, :30].argmax(1), 30 + moved[kept, 30:].argmax(1)
+    assert len(low) > 200
+    assert float((high / low).std()) > 0.17  # .09 where it is stretched alone
+
+
 def test_the_energy_score_prefers_the_true_distribution() -> None:
     generator = torch.Generator().manual_seed(0)
     true = torch.sign(torch.randn(4000, 1, generator=generator))

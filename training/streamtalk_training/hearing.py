@@ -13,6 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WARP = 0.10  # largest share by which the mel axis is stretched
+BEND_POINTS, BEND = (
+    5,
+    0.0234,
+)  # deviation by which it is bent besides, as a share of it: formants move one by one
 CURVE_POINTS, CURVE_DB = 6, 4.0  # of the microphone's response, deviation in dB
 LEVEL_DB = 6.0
 WOBBLE_DB, WOBBLE_FRAMES = (
@@ -37,7 +41,10 @@ def disturbed(mel: Tensor, generator: torch.Generator, strength: float = 1.0) ->
 
     # warp of the mel axis, by linear interpolation between bins
     stretch = 1 + strength * WARP * (2 * uniform(batch, 1) - 1)
-    place = (torch.arange(bins)[None] * stretch).clamp(max=bins - 1.0)
+    bend = strength * BEND * bins * torch.randn(batch, 1, BEND_POINTS, generator=generator)
+    place = torch.arange(bins)[None] * stretch
+    place = place + F.interpolate(bend, bins, mode="linear", align_corners=True)[:, 0]
+    place = place.clamp(0.0, bins - 1.0)
     below = place.floor().long().clamp(max=bins - 2)
     share = (place - below).to(mel.device).view(*lead, bins, 1)
     rows = torch.arange(batch)[:, None]
