@@ -32,6 +32,7 @@ from streamtalk_training.dataset import (
     spoken_visemes,
 )
 from streamtalk_training.hearing import disturbed
+from streamtalk_training.metrics import blinks
 from streamtalk_training.motion import (
     MotionSpace,
     face_maps,
@@ -44,7 +45,7 @@ from streamtalk_training.pack import ARCHITECTURE, checkpoint, mean, pack, train
 from streamtalk_training.shipped import WEIGHTS, alike, calmed, grown, redrawn, unpacked
 from streamtalk_training.stage2 import energy_score
 from streamtalk_training.talker import Talker, decoded_stream, mouth_latents, rollout
-from streamtalk_training.validate import Validation, blinks_begin, scores, streamed
+from streamtalk_training.validate import Validation, eyelids, scores, streamed
 from streamtalk_training.visemes import Phone, tables
 from streamtalk_training.voices import TRAIN_FLITE_VOICES
 from tests.training.tiny import (
@@ -338,7 +339,7 @@ def test_clips_that_blink_much_are_drawn_less_often(motion: MotionData) -> None:
     lengths = np.diff(data.offsets)
     minutes = lengths / 30 / 60
     clips = torch.split(data.coordinates, lengths.tolist())
-    assert [int(blinks_begin(SPACE, clip).sum()) for clip in clips] == often
+    assert [len(blinks(eyelids(SPACE, clip).numpy())) for clip in clips] == often
     before = float((data.favour * often).sum() / (data.favour * minutes).sum())
     for wanted in (0.7 * before, 1.2 * before):
         calm = calmed(data, SPACE, wanted)

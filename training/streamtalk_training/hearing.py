@@ -13,10 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WARP = 0.10  # largest share by which the mel axis is stretched
-BEND_POINTS, BEND = (
-    5,
-    0.0234,
-)  # deviation by which it is bent besides, as a share of it: formants move one by one
+BEND_POINTS = 5
+BEND = 0.0234  # deviation by which it is bent besides at each, as a share of it: formants move one by one
 CURVE_POINTS, CURVE_DB = 6, 4.0  # of the microphone's response, deviation in dB
 LEVEL_DB = 6.0
 WOBBLE_DB, WOBBLE_FRAMES = (

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from streamtalk_export.checkpoint import CheckpointError, read_state
 from streamtalk_export.config import ModelConfig
 from streamtalk_training.dataset import FPS, MelData, MotionData, frame_features
+from streamtalk_training.metrics import blinks
 from streamtalk_training.motion import FaceMaps, MotionSpace, unwidened
 from streamtalk_training.talker import Talker, decoded_stream, mouth_latents, rollout
-from streamtalk_training.validate import blinks_begin
+from streamtalk_training.validate import eyelids
 
 WEIGHTS = "model.safetensors"
 CLIPS_AT_ONCE = 48
@@ -101,11 +102,10 @@ def alike(drawing: Talker, learning: Talker) -> bool:
     Latents mean what stage 1 made of them, so talkers of other stages 1 do not agree.
     """
     ears = [talker.audio_encoder for talker in (drawing, learning)]
-    codes = [talker.autoencoder.quantize.embedding.weight for talker in (drawing, learning)]
     heard = [
         (ear.stem.weight.shape[1], ear.level_floor, ear.past_samples, ear.receptive_field) for ear in ears
     ]
-    first, second = codes
+    first, second = (talker.autoencoder.quantize.embedding.weight for talker in (drawing, learning))
     same = first.shape == second.shape and torch.allclose(first, second, rtol=HALF, atol=HALF)
     return heard[0] == heard[1] and same
 
@@ -118,13 +118,13 @@ def calmed(motion: MotionData, space: MotionSpace, blinks_per_minute: float) -> 
     """
     lengths = np.diff(motion.offsets)
     clips = torch.split(motion.coordinates, lengths.tolist())
-    blinks = np.array([int(blinks_begin(space, clip).sum()) for clip in clips])
+    blinked = np.array([len(blinks(eyelids(space, clip).numpy())) for clip in clips])
     minutes = lengths / FPS / 60
 
     def rate(favour: NDArray[np.float64]) -> float:
-        return float((favour * blinks).sum() / (favour * minutes).sum())
+        return float((favour * blinked).sum() / (favour * minutes).sum())
 
-    more = blinks - rate(motion.favour) * minutes
+    more = blinked - rate(motion.favour) * minutes
     least, most = -CALMEST, CALMEST  # of the logarithm of that number
     for _ in range(60):
         divisor = (least + most) / 2

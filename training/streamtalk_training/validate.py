@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from streamtalk_training.dataset import MelData, MotionData, frame_features
-from streamtalk_training.metrics import correlation
+from streamtalk_training.metrics import blinks, correlation
 from streamtalk_training.motion import READINGS, MotionSpace, control_readings, lip_gap_vectors
 from streamtalk_training.talker import Talker, decoded_stream, rollout
-
-BLINK = 0.5  # eyelids count as shut from this weight on
 
 
 @dataclass(frozen=True)
@@ -66,14 +64,10 @@ def scores(space: MotionSpace, predicted: Tensor, true: Tensor, fps: float) -> d
     if "eyeBlinkLeft" in space.names:
         minutes = true.shape[0] * true.shape[1] / fps / 60
         for name, motion in (("blinks", predicted), ("true blinks", true)):
-            values[name] = float(blinks_begin(space, motion).sum()) / minutes
+            values[name] = sum(len(blinks(clip.numpy())) for clip in eyelids(space, motion)) / minutes
     return values
 
 
-def blinks_begin(space: MotionSpace, motion: Tensor) -> Tensor:
-    """Where the eyelids shut in motion [..., L, K], boolean [..., L]. Raises ValueError in a space without lids."""
-    lid = torch.from_numpy(space.to_weights[space.names.index("eyeBlinkLeft")]).to(motion)
-    shut = motion @ lid > BLINK
-    begins = torch.zeros_like(shut)
-    begins[..., 1:] = shut[..., 1:] & ~shut[..., :-1]
-    return begins
+def eyelids(space: MotionSpace, motion: Tensor) -> Tensor:
+    """How far the eyelids are shut in motion [..., K], from 0 to 1. Raises ValueError in a space without lids."""
+    return motion @ torch.from_numpy(space.to_weights[space.names.index("eyeBlinkLeft")]).to(motion)
