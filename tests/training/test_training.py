@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from streamtalk_export.blendshapes import ARKIT_NAMES
+from streamtalk_export.checkpoint import read_state
 from streamtalk_export.config import load_config
 from streamtalk_export.mel import MelEncoder
 from streamtalk_training import bundled, corpus, runs, sounds, stage1, stage2
@@ -41,7 +42,8 @@ from streamtalk_training.motion import (
     sealing,
     widened,
 )
-from streamtalk_training.pack import ARCHITECTURE, checkpoint, mean, pack, trained
+from streamtalk_training.pack import ARCHITECTURE, checkpoint, mean, pack, sharpened, sharpening, trained
+from streamtalk_training.pack import main as pack_main
 from streamtalk_training.shipped import WEIGHTS, alike, calmed, grown, redrawn, unpacked
 from streamtalk_training.stage2 import energy_score
 from streamtalk_training.talker import Talker, decoded_stream, mouth_latents, rollout
@@ -278,6 +280,49 @@ def test_a_packed_talker_comes_out_as_it_went_in_but_for_the_clock(tmp_path: Pat
     torch.testing.assert_close(
         again.audio_encoder.from_log_mel(heard), talker.audio_encoder.from_log_mel(heard), rtol=0, atol=half
     )
+
+
+def test_contrast_goes_into_the_weights_of_the_stems(tmp_path: Path) -> None:
+    """A sharpened talker hears spectra as the same talker would hear sharper ones; a flat one stays."""
+    plain = packed_talker(tmp_path)
+    sharp = Talker(CONFIG)
+    sharp.load_state_dict(sharpened(plain.state_dict(), 1.3))
+    bins = CONFIG.audio.mel_bins
+    spectra = sharpening(bins, 1.3)
+    heard = torch.randn(2, bins, 120, generator=torch.Generator().manual_seed(0))
+    ours, theirs = sharp.audio_encoder.from_log_mel(heard), plain.audio_encoder.from_log_mel(spectra @ heard)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    assert float((ours - plain.audio_encoder.from_log_mel(heard)).detach().abs().max()) > 0.1
+
+    torch.testing.assert_close(spectra.sum(1), torch.ones(bins))  # a flat spectrum has no shape
+    torch.testing.assert_close(sharpening(bins, 1.0), torch.eye(bins))
+    peak = sharpening(64, 1.3)[:, 32]
+    assert float(peak[32]) == pytest.approx(1.3 - 0.3 / 25)
+    assert float(peak[32 + 12]) == pytest.approx(-0.3 / 25)
+    assert float(peak[32 + 13]) == 0
+
+
+def test_a_packed_talker_packed_again_is_the_same_but_for_its_contrast(tmp_path: Path) -> None:
+    before = read_state(BUNDLED.parent / WEIGHTS)
+    for contrast, changed in (
+        (1.0, set()),
+        (1.2, {"audio_encoder.stem.weight", "audio_encoder.fine.conv.weight"}),
+    ):
+        out = tmp_path / f"{contrast}.safetensors"
+        pack_main(["--run", str(BUNDLED.parent), "--contrast", str(contrast), "--out", str(out)])
+        after = read_state(out)
+        same = {n: torch.allclose(after[n].float(), before[n].float(), rtol=1e-3, atol=1e-3) for n in before}
+        assert set(after) == set(before)
+        assert {name for name, alike in same.items() if not alike} == changed
+    assert not (BUNDLED.parent / "space.npz").exists()
+
+
+def test_pack_refuses_no_contrast_and_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, said in ((["--contrast", "0"], "above 0"), ([], "run python -m streamtalk_training.stage2")):
+        with pytest.raises(SystemExit):
+            pack_main(["--run", str(tmp_path), "--out", str(tmp_path / "out.safetensors"), *options])
+        assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_packed_talker_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """A trained talker as files: `python -m streamtalk_training.pack --run RUN --out model.safetensors`.
 
 The weights are widened from motion coordinates to the vertices of a face, and kept in half precision. Of several runs,
-each begun with the weights of the one before, the mean is packed (Wortsman et al., "Model soups", ICML 2022).
+each begun with the weights of the one before, the mean is packed (Wortsman et al., "Model soups", ICML 2022). With
+`--contrast` the packed talker hears spectra sharper than they are: see `sharpened`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from streamtalk_export.config import ModelConfig, load_config
 from streamtalk_training import runs
 from streamtalk_training.face import Face, load_face
 from streamtalk_training.motion import FaceMaps, widened
-from streamtalk_training.setup import kept_space, maps_of, narrowed
+from streamtalk_training.setup import face_space, kept_space, maps_of, narrowed
 from streamtalk_training.shipped import WEIGHTS, unpacked
 from streamtalk_training.talker import Talker
 
+CONTRAST_BINS = 25  # of the mel axis, on average over which spectra are smooth
+STATE = Path("stage2", "state.pt")
 TALKER = "talker."  # how stage 2's student names the talker in it
 
 HEADER = """\
@@ -100,7 +103,7 @@ def checkpoint(talker: Talker, maps: FaceMaps) -> dict[str, Tensor]:
 def trained(run: Path, config: ModelConfig, maps: FaceMaps) -> dict[str, Tensor]:
     """The talker's weights that stage 2 left in `run`, or that are packed there. Raises FileNotFoundError where there
     are none, ValueError where they are packed and not of `config`."""
-    state = run / "stage2" / "state.pt"
+    state = run / STATE
     if state.is_file():
         weights: dict[str, Tensor] = torch.load(state, map_location="cpu", weights_only=True)["model"]
         return {
@@ -129,6 +132,33 @@ def mean(states: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[s
     }
 
 
+def sharpening(bins: int, contrast: float) -> Tensor:
+    """[bins, bins]: from log-mel frames to such as stand `contrast` times as far from their mean over `CONTRAST_BINS`
+    bins around; the first and the last bin go on beyond the axis."""
+    reach = CONTRAST_BINS // 2
+    around = (torch.arange(bins)[:, None] + torch.arange(-reach, reach + 1)).clamp(0, bins - 1)
+    smooth = torch.zeros(bins, bins).scatter_add_(1, around, torch.full(around.shape, 1 / CONTRAST_BINS))
+    return contrast * torch.eye(bins) + (1 - contrast) * smooth
+
+
+def sharpened(state: dict[str, Tensor], contrast: float) -> dict[str, Tensor]:
+    """A talker's weights whose audio encoder hears every log-mel frame through `sharpening`.
+
+    The two stems are all that hears them, and what they do first is linear: so the map goes into their weights, and
+    costs nothing. A voice that is dull, or unlike those of training, leaves a model in doubt, and in doubt lips stay
+    half open; more contrast decides it.
+    """
+    stems = [
+        name for name in ("audio_encoder.stem.weight", "audio_encoder.fine.conv.weight") if name in state
+    ]
+    return state | {
+        name: torch.einsum(
+            "abk,bc->ack", state[name], sharpening(state[name].shape[1], contrast).to(state[name])
+        )
+        for name in stems
+    }
+
+
 def pack(talker: Talker, maps: FaceMaps, path: Path) -> None:
     """Write `path` (.safetensors), whole or not at all."""
     partial = path.with_suffix(".partial")
@@ -146,21 +176,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=Path,
         required=True,
         nargs="+",
-        help="folder with stage2 in it; of several, the mean is packed, and all but the last may be packed "
-        "talkers, such as models/bundled",
+        help="folder with stage2 in it, or with a packed talker, such as models/bundled; of several, the mean",
     )
     parser.add_argument(
         "--share", type=float, nargs="+", help="each run's weight in the mean, adding up to 1 (equal ones)"
     )
+    parser.add_argument(
+        "--contrast",
+        type=float,
+        default=1.0,
+        metavar="C",
+        help="how much farther from its smooth shape every spectrum is heard than it is (default: as it is)",
+    )
     parser.add_argument("--out", type=Path, default=Path("models/bundled/model.safetensors"))
     options = parser.parse_args(arguments)
+    if not options.contrast > 0:
+        parser.error("--contrast must be above 0")
     with runs.one_sentence():
         face = load_face(options.face)
-        space = kept_space(options.run[-1], face)
+        last = options.run[-1]
+        space = kept_space(last, face) if (last / STATE).is_file() else face_space(face)
         config, maps = narrowed(load_config(options.config), space), maps_of(face, space)
         shares = options.share or [1 / len(options.run)] * len(options.run)
         talker = Talker(config)
-        talker.load_state_dict(mean([trained(run, config, maps) for run in options.run], shares))
+        weights = mean([trained(run, config, maps) for run in options.run], shares)
+        talker.load_state_dict(sharpened(weights, options.contrast))
         pack(talker, maps, options.out)
 
 
