@@ -186,7 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=float,
         default=1.0,
         metavar="C",
-        help="how much farther from its smooth shape every spectrum is heard than it is (default: as it is)",
+        help="how much farther from its smooth shape every spectrum is heard than it is, on top of what a packed "
+        "talker hears so already (default: as it is)",
     )
     parser.add_argument("--out", type=Path, default=Path("models/bundled/model.safetensors"))
     options = parser.parse_args(arguments)
