@@ -296,6 +296,8 @@ def test_contrast_goes_into_the_weights_of_the_stems(tmp_path: Path) -> None:
 
     torch.testing.assert_close(spectra.sum(1), torch.ones(bins))  # a flat spectrum has no shape
     torch.testing.assert_close(sharpening(bins, 1.0), torch.eye(bins))
+    there_and_back = sharpening(64, 1 / 1.3) @ sharpening(64, 1.3)
+    torch.testing.assert_close(there_and_back, torch.eye(64), rtol=0, atol=1e-5)
     peak = sharpening(64, 1.3)[:, 32]
     assert float(peak[32]) == pytest.approx(1.3 - 0.3 / 25)
     assert float(peak[32 + 12]) == pytest.approx(-0.3 / 25)

@@ -31,12 +31,13 @@ FAVOURED = {
     "flite slt": 1.6,
     "flite rms": 1.6,
     "statistical": 1.1,
+    "neural": 1.6,
     "festival": 1.3,
     "espeak": 0.9,
     "sounds music": 4.0,
 }
 """How often, to another clip's once, clips of an engine or of one of its voices are drawn: voices cut from recordings,
-and what opened the mouth for nothing, more often than the corpus has them."""
+or that sound like some, and what opened the mouth for nothing, more often than the corpus has them."""
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,9 @@ def mean(states: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[s
 
 def sharpening(bins: int, contrast: float) -> Tensor:
     """[bins, bins]: from log-mel frames to such as stand `contrast` times as far from their mean over `CONTRAST_BINS`
-    bins around; the first and the last bin go on beyond the axis."""
+    bins around; the first and the last bin go on beyond the axis. What is below 1 undoes its reciprocal."""
+    if contrast < 1:
+        return torch.linalg.inv(sharpening(bins, 1 / contrast))
     reach = CONTRAST_BINS // 2
     around = (torch.arange(bins)[:, None] + torch.arange(-reach, reach + 1)).clamp(0, bins - 1)
     smooth = torch.zeros(bins, bins).scatter_add_(1, around, torch.full(around.shape, 1 / CONTRAST_BINS))
@@ -187,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=1.0,
         metavar="C",
         help="how much farther from its smooth shape every spectrum is heard than it is, on top of what a packed "
-        "talker hears so already (default: as it is)",
+        "talker hears so already, which 1 / C undoes (default: as it is)",
     )
     parser.add_argument("--out", type=Path, default=Path("models/bundled/model.safetensors"))
     options = parser.parse_args(arguments)
