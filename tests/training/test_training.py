@@ -480,7 +480,11 @@ def test_of_the_bundled_latents_all_but_the_mouths_are_drawn() -> None:
 
 def test_every_favoured_voice_is_one_of_the_corpus() -> None:
     voices = {f"flite {voice}" for voice in TRAIN_FLITE_VOICES}
-    known = voices | {f"sounds {kind}" for kind in sounds.SHARES} | {"festival", "espeak", "statistical"}
+    known = (
+        voices
+        | {f"sounds {kind}" for kind in sounds.SHARES}
+        | {"festival", "espeak", "statistical", "neural"}
+    )
     assert set(FAVOURED) <= known
 
 
