@@ -27,6 +27,7 @@ from streamtalk_training.talker import Talker
 
 CONTRAST_BINS = 25  # of the mel axis, on average over which spectra are smooth
 STATE = Path("stage2", "state.pt")
+STEMS = ("audio_encoder.stem.weight", "audio_encoder.fine.conv.weight")  # not every encoder has the fine one
 TALKER = "talker."  # how stage 2's student names the talker in it
 
 HEADER = """\
@@ -147,18 +148,11 @@ def sharpened(state: dict[str, Tensor], contrast: float) -> dict[str, Tensor]:
     """A talker's weights whose audio encoder hears every log-mel frame through `sharpening`.
 
     The two stems are all that hears them, and what they do first is linear: so the map goes into their weights, and
-    costs nothing. A voice that is dull, or unlike those of training, leaves a model in doubt, and in doubt lips stay
-    half open; more contrast decides it.
+    costs nothing.
     """
-    stems = [
-        name for name in ("audio_encoder.stem.weight", "audio_encoder.fine.conv.weight") if name in state
-    ]
-    return state | {
-        name: torch.einsum(
-            "abk,bc->ack", state[name], sharpening(state[name].shape[1], contrast).to(state[name])
-        )
-        for name in stems
-    }
+    spectra = sharpening(state[STEMS[0]].shape[1], contrast)
+    heard = {name: torch.einsum("abk,bc->ack", state[name], spectra) for name in STEMS if name in state}
+    return state | heard
 
 
 def pack(talker: Talker, maps: FaceMaps, path: Path) -> None:
