@@ -1,4 +1,6 @@
-"""The builder's path for classic TensorRT, which cannot be installed without a GPU: a library that stands in."""
+"""The builder's path for classic TensorRT, which cannot be installed without a GPU: a library that stands in, and that
+speaks as one of its versions.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from streamtalk.manifest import Graph, Tensor, sha256_of
 from streamtalk_export import engines
 from streamtalk_export.engines import Builder
 from streamtalk_export.errors import ExportError
+from tests.tensorrt_api import CLASSIC, Api
 
 PCM = Tensor("pcm", "float32", (1, "samples"))
 POSITION = Tensor("position", "int64", (1,))
@@ -38,21 +41,26 @@ def node(tensor: Tensor, kind: Kind) -> Any:
 
 
 class Library(ModuleType):
-    """Version 10.3's interface as far as a build uses it, recording what it is told."""
+    """A version's interface as far as a build uses it, recording what it is told."""
 
-    def __init__(self, strongly_typed: bool = True, plan: bytes | None = PLAN, errors: int = 0) -> None:
-        super().__init__("tensorrt")
+    def __init__(
+        self, key: str = "tensorrt 10.3.0", plan: bytes | None = PLAN, errors: int = 0, typed: bool = True
+    ) -> None:
+        api = Api(key)
+        super().__init__(api.name)
         library = self
-        self.__version__ = "10.3.0"
+        self.__version__ = api.version
         self.told: list[Any] = []
         self.measured: list[bytes] = []
         self.broken = False
         self.inputs = [node(PCM, Kind.FLOAT), node(POSITION, Kind.INT64)]
         self.outputs = [node(FEATURES, Kind.FLOAT)]
         self.DataType = Kind
-        flags = {"STRONGLY_TYPED": 1} if strongly_typed else {}
-        self.NetworkDefinitionCreationFlag = SimpleNamespace(**flags)
-        self.BuilderFlag = SimpleNamespace(TF32="TF32")
+        self.NetworkDefinitionCreationFlag = SimpleNamespace()
+        if typed:
+            assert hasattr(api.enumeration("NetworkDefinitionCreationFlag"), "STRONGLY_TYPED")
+            self.NetworkDefinitionCreationFlag.STRONGLY_TYPED = 1
+        self.BuilderFlag = api.enumeration("BuilderFlag")
 
         class Logger:
             Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING")
@@ -81,7 +89,7 @@ class Library(ModuleType):
             def get_timing_cache(self) -> Timings:
                 return self.timings
 
-            def clear_flag(self, flag: str) -> None:
+            def clear_flag(self, flag: int) -> None:
                 library.told.append(("clear", flag))
 
             def add_optimization_profile(self, profile: Any) -> None:
@@ -131,7 +139,9 @@ class Library(ModuleType):
                     self.logger.log(Logger.Severity.ERROR, "Could not find any implementation for node 7.")
                 return plan
 
-        self.ILogger, self.OnnxParser, self.Builder = Logger, Parser, TheBuilder
+        self.ILogger = Logger
+        self.OnnxParser = lambda network, logger: api.speak("OnnxParser", Parser(network, logger))
+        self.Builder = lambda logger: api.speak("Builder", TheBuilder(logger))
 
 
 @pytest.fixture
@@ -148,22 +158,23 @@ def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return install
 
 
-def test_an_engine_for_this_device(use: Any, tmp_path: Path) -> None:
-    library = Library()
+@pytest.mark.parametrize("key", CLASSIC)
+def test_an_engine_for_this_device(key: str, use: Any, tmp_path: Path) -> None:
+    library = Library(key)
     engine = use(library).build(tmp_path, "g.fp16", GRAPH)
     assert (engine.graph, engine.file) == ("g", "g.tensorrt.engine")
-    assert (engine.compute_capability, engine.tensorrt_version) == ("87", "10.3.0")
+    assert (engine.compute_capability, engine.tensorrt_version) == ("87", key.split()[1])
     assert (tmp_path / engine.file).read_bytes() == PLAN
     assert engine.sha256 == sha256_of(tmp_path / engine.file)
     assert library.told == [
         ("network", 2),
-        ("clear", "TF32"),
+        ("clear", library.BuilderFlag.TF32),
         ("profile", {"pcm": ((1, 3200), (1, 32000), (1, 960000))}),
     ]
 
 
-def test_without_the_flag_that_version_11_dropped(use: Any, tmp_path: Path) -> None:
-    library = Library(strongly_typed=False)
+def test_a_version_that_knows_no_other_typing(use: Any, tmp_path: Path) -> None:
+    library = Library(typed=False)
     use(library).build(tmp_path, "g.fp16", GRAPH)
     assert library.told[0] == ("network", 0)
 

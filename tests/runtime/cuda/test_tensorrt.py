@@ -17,6 +17,7 @@ from streamtalk.cuda.tensorrt import Library, TensorRtEngine
 from streamtalk.engine_file import Fit
 from streamtalk.manifest import FRAME, Engine, read_manifest
 from tests.runtime.cuda.fake import FakeDriver
+from tests.tensorrt_api import RECORDED, RTX, Api, plain
 
 
 class Mode(Enum):
@@ -35,12 +36,18 @@ KINDS = {"float32": Kind.FLOAT, "int64": Kind.INT64, "bool": Kind.BOOL}
 
 
 class StubEngine:
-    """The frame graph's tensors; contexts that count their runs."""
+    """The frame graph's tensors; contexts that count their runs; what TensorRT-RTX compiles and keeps. It is all of a
+    library's objects at once: which of its methods they have is the version's to say.
+    """
 
-    def __init__(self, tensors: dict[str, tuple[Mode, Kind, tuple[Any, ...]]], room: bool = True) -> None:
-        self.tensors, self.room, self.runs, self.addresses = tensors, room, 0, {}  # type: ignore[var-annotated]
-        self.capturable, self.location = True, "device"
+    def __init__(self, tensors: dict[str, tuple[Mode, Kind, tuple[Any, ...]]]) -> None:
+        self.tensors, self.runs, self.addresses = tensors, 0, {}  # type: ignore[var-annotated]
+        self.room, self.capturable, self.location, self.fails = True, True, "device", False
         self.num_io_tensors = len(tensors)
+        self.known, self.serialized, self.strategy = b"", 0, ""
+        self.contexts: list[Any] = []
+        self.scratch: list[tuple[int, int]] = []
+        self.device_memory_size_v2 = 1000
 
     def get_tensor_name(self, i: int) -> str:
         return list(self.tensors)[i]
@@ -57,7 +64,8 @@ class StubEngine:
     def get_tensor_location(self, name: str) -> str:
         return self.location if name == "position" else "device"
 
-    def create_execution_context(self) -> Any:
+    def create_execution_context(self, runtime_config: Any = None) -> Any:
+        self.contexts.append(runtime_config)
         return self if self.room else None
 
     def set_tensor_address(self, name: str, address: int) -> bool:
@@ -70,6 +78,32 @@ class StubEngine:
 
     def is_stream_capturable(self, _: int) -> bool:
         return self.capturable
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self.scratch.append((memory, size))
+
+    def create_runtime_config(self) -> Any:
+        return self
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> Any:
+        if self.fails:
+            raise RuntimeError("no cache today")
+        return self
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        return cache is self
+
+    def deserialize(self, content: bytes) -> bool:
+        fits = content.startswith(b"kernels")
+        self.known = content if fits else b""
+        return fits
+
+    def serialize(self) -> bytes:
+        self.serialized += 1
+        return self.known or b"kernels"
 
 
 @pytest.fixture
@@ -94,47 +128,11 @@ def stub(fit: Fit) -> StubEngine:
     return StubEngine(tensors | {t.name: (Mode.OUTPUT, KINDS[t.dtype], t.shape) for t in fit.graph.outputs})
 
 
-class Jit(StubEngine):
-    """As TensorRT-RTX: what it compiles can be kept."""
+def library(
+    monkeypatch: pytest.MonkeyPatch, engine: StubEngine | None, key: str = "tensorrt 10.3.0"
+) -> Library:
+    api = Api(key)
 
-    def __init__(self, tensors: dict[str, tuple[Mode, Kind, tuple[Any, ...]]], fails: bool = False) -> None:
-        super().__init__(tensors)
-        self.fails, self.known, self.contexts, self.serialized = fails, b"", [], 0  # type: ignore[var-annotated]
-        self.device_memory_size_v2, self.strategy = 1000, ""
-        self.scratch: list[tuple[int, int]] = []
-
-    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
-        self.strategy = strategy
-
-    def set_device_memory(self, memory: int, size: int) -> None:
-        self.scratch.append((memory, size))
-
-    def create_runtime_config(self) -> Any:
-        return self
-
-    def create_runtime_cache(self) -> Any:
-        if self.fails:
-            raise RuntimeError("no cache today")
-        return self
-
-    def set_runtime_cache(self, cache: Any) -> bool:
-        return cache is self
-
-    def deserialize(self, content: bytes) -> bool:
-        fits = content.startswith(b"kernels")
-        self.known = content if fits else b""
-        return fits
-
-    def serialize(self) -> bytes:
-        self.serialized += 1
-        return self.known or b"kernels"
-
-    def create_execution_context(self, runtime_config: Any = None) -> Any:
-        self.contexts.append(runtime_config)
-        return self
-
-
-def library(monkeypatch: pytest.MonkeyPatch, engine: StubEngine | None) -> Library:
     class Logger:
         Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING")
 
@@ -149,32 +147,35 @@ def library(monkeypatch: pytest.MonkeyPatch, engine: StubEngine | None) -> Libra
                 self.logger.log(Logger.Severity.ERROR, "The engine plan file is not compatible. ")
             return engine
 
-    module: Any = ModuleType("tensorrt")
-    module.__version__ = "10.3.0"
-    module.ILogger, module.Runtime, module.TensorIOMode = Logger, Runtime, Mode
+    module: Any = ModuleType(api.name)
+    module.__version__ = api.version
+    module.ILogger, module.TensorIOMode = Logger, Mode
+    module.Runtime = lambda logger: api.speak("Runtime", Runtime(logger))
     module.TensorLocation = SimpleNamespace(DEVICE="device")
     module.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    return Library("tensorrt")
+    monkeypatch.setitem(sys.modules, api.name, module)
+    return Library(api.name)
 
 
-def test_an_engine_is_compared_and_bound(fit: Fit, stub: StubEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = library(monkeypatch, stub).load(fit, FakeDriver())
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("key", RECORDED)
+def test_an_engine_is_compared_and_bound(
+    key: str, fit: Fit, stub: StubEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = library(monkeypatch, stub, key).load(fit, FakeDriver())
     assert isinstance(loaded, TensorRtEngine)
-    driver: Any = FakeDriver()
-    monkeypatch.setattr(driver.__class__, "drain", lambda *_: None)
     run = loaded.bind({name: 256 * i for i, name in enumerate(stub.tensors)}, 7)
     # One run before any capture.
     assert stub.runs == 1
     assert set(stub.addresses) == set(stub.tensors)
     assert loaded.capturable
     loaded.library.logger.words.append("the device is lost")
-    with pytest.raises(BackendError, match="tensorrt failed: the device is lost"):
+    with pytest.raises(BackendError, match=f"{loaded.library.name} failed: the device is lost"):
         run.enqueue(8)
     assert loaded.library.logger.words == []  # told: the next failure has words of its own
     stub.capturable = False
     loaded.bind({}, 7)
-    assert not loaded.capturable
+    assert loaded.capturable == (key not in RTX)  # which alone can tell
 
 
 def test_the_librarys_own_words(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,17 +220,20 @@ def test_a_tensor_in_host_memory_is_refused(
 
 
 @pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("key", RECORDED)
 def test_scratch_memory_is_the_lanes_and_goes_back(
-    fit: Fit, stub: StubEngine, monkeypatch: pytest.MonkeyPatch
+    key: str, fit: Fit, stub: StubEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, driver = Jit(stub.tensors), FakeDriver()
-    loaded = library(monkeypatch, engine).load(fit, driver)
+    """Where a context can be told so: 10.3's takes its own, and gives it back itself."""
+    driver, can_be_told = FakeDriver(), key != "tensorrt 10.3.0"
+    loaded = library(monkeypatch, stub, key).load(fit, driver)
     run = loaded.bind({}, 7)
-    assert engine.strategy == "user managed"
-    assert engine.scratch == [(address, 1000) for address in driver.memory]
+    assert stub.strategy == ("user managed" if can_be_told else "")
+    assert stub.scratch == [(address, 1000) for address in driver.memory]
+    assert len(stub.scratch) == can_be_told
     run.close()
     assert driver.memory == {}
-    with pytest.raises(BackendError, match="tensorrt failed"):
+    with pytest.raises(BackendError, match=f"{loaded.library.name} failed"):
         loaded.bind({}, 8)
     assert driver.memory == {}
 
@@ -257,33 +261,35 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "compiled"
 
 
+@pytest.mark.parametrize("key", RTX)
 def test_what_an_engine_compiles_is_kept(
-    fit: Fit, stub: StubEngine, kept: Path, monkeypatch: pytest.MonkeyPatch
+    key: str, fit: Fit, stub: StubEngine, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = Jit(stub.tensors), Jit(stub.tensors)
-    loaded = library(monkeypatch, first).load(fit, FakeDriver())
+    first, second = StubEngine(stub.tensors), StubEngine(stub.tensors)
+    loaded = library(monkeypatch, first, key).load(fit, FakeDriver())
     for _ in range(3):
         loaded.bind({}, 7)
     assert first.contexts == [first] * 3
     assert first.serialized == 1
     # Contexts that are made later read the cache too, and the engine goes after its configuration and the cache.
-    assert loaded.compiled._cache is first
+    assert plain(loaded.compiled._cache) is first
     order = [name for name in vars(loaded.compiled) if name in ("options", "_cache", "_engine")]
     assert order == ["options", "_cache", "_engine"]
     (file,) = kept.iterdir()
     assert file.read_bytes() == b"kernels"
-    library(monkeypatch, second).load(fit, FakeDriver()).bind({}, 7)
+    library(monkeypatch, second, key).load(fit, FakeDriver()).bind({}, 7)
     assert second.known == b"kernels"
-    library(monkeypatch, Jit(stub.tensors)).load(fit, FakeDriver("another GPU")).bind({}, 7)
+    library(monkeypatch, StubEngine(stub.tensors), key).load(fit, FakeDriver("another GPU")).bind({}, 7)
     assert len(list(kept.iterdir())) == 2
 
 
 @pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("key", RTX)
 def test_a_context_keeps_what_it_was_made_from(
-    fit: Fit, stub: StubEngine, monkeypatch: pytest.MonkeyPatch
+    key: str, fit: Fit, stub: StubEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stream may outlive its talker, and with it the engine."""
-    loaded = library(monkeypatch, Jit(stub.tensors)).load(fit, FakeDriver())
+    loaded = library(monkeypatch, StubEngine(stub.tensors), key).load(fit, FakeDriver())
     run, compiled = loaded.bind({}, 7), weakref.ref(loaded.compiled)
     del loaded
     gc.collect()
@@ -293,20 +299,24 @@ def test_a_context_keeps_what_it_was_made_from(
     assert compiled() is None
 
 
+@pytest.mark.parametrize("key", RTX)
 def test_what_another_version_compiled_is_replaced(
-    fit: Fit, stub: StubEngine, kept: Path, monkeypatch: pytest.MonkeyPatch
+    key: str, fit: Fit, stub: StubEngine, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library(monkeypatch, Jit(stub.tensors)).load(fit, FakeDriver()).bind({}, 7)
+    library(monkeypatch, StubEngine(stub.tensors), key).load(fit, FakeDriver()).bind({}, 7)
     (file,) = kept.iterdir()
     file.write_bytes(b"cut off")
-    library(monkeypatch, Jit(stub.tensors)).load(fit, FakeDriver()).bind({}, 7)
+    library(monkeypatch, StubEngine(stub.tensors), key).load(fit, FakeDriver()).bind({}, 7)
     assert file.read_bytes() == b"kernels"
 
 
+@pytest.mark.parametrize("key", RTX)
 def test_a_cache_that_fails_costs_nothing_else(
-    fit: Fit, stub: StubEngine, kept: Path, monkeypatch: pytest.MonkeyPatch
+    key: str, fit: Fit, stub: StubEngine, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept.parent.touch()
-    for engine in (Jit(stub.tensors), Jit(stub.tensors, fails=True)):
-        library(monkeypatch, engine).load(fit, FakeDriver()).bind({}, 7)
+    failing = StubEngine(stub.tensors)
+    failing.fails = True
+    for engine in (stub, failing):
+        library(monkeypatch, engine, key).load(fit, FakeDriver()).bind({}, 7)
         assert engine.runs == 1
