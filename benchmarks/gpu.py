@@ -148,6 +148,9 @@ def loaded(
         if talker is None:
             gc.collect()  # what failed may hold much of the GPU's memory, until its error is gone
             continue
+        # What it prefers to what is measured in its place.
+        for form, reason in talker.choice.passed_over.items():
+            result.skipped[f"{form}, {label}"] = reason.replace(str(folder), "this export")
         backend = talker.choice.backend
         assert isinstance(backend, CudaBackend)
         result.settings.setdefault(label.partition(",")[0], settings_of(talker.manifest))

@@ -159,8 +159,9 @@ def _run(arguments: argparse.Namespace) -> int:
     with progress(f"Loading {arguments.engine}"):
         talker = Talker.load(arguments.engine, arguments.backend, threads=arguments.threads)
     for name, reason in talker.choice.passed_over.items():
-        if any(engine.backend == name for engine in talker.manifest.engines):
-            say(f"{name} was passed over for {talker.backend}: {reason}")
+        backend = name.split()[0]
+        if backend == talker.backend or any(engine.backend == backend for engine in talker.manifest.engines):
+            say(f"{name} was passed over for {talker.choice.backend.description}: {reason}")
     with ExitStack() as stack:
         speaker = _speaker(arguments.speaker, talker.speakers)
         stream = stack.enter_context(talker.open(speaker, seed=arguments.seed))

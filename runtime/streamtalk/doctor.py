@@ -347,6 +347,7 @@ def _backend(name: str, answer: Answer) -> Finding:
     found = answer.found
     if answer.state == "ok":
         text = f"loads in {found['load_s']} s: {found['description']}"
+        text += "".join(f"; {form} was passed over: {why}" for form, why in found["passed_over"].items())
         return Finding(f"  {name}", "ok", text, backend=name, details=found)
     return Finding(f"  {name}", "broken", answer.reason, backend=name)
 

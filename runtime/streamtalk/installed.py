@@ -188,7 +188,11 @@ def load(directory: str, backend: str) -> Found:
     began = perf_counter()
     choice = Talker.load(directory, backend).choice
     times = {"first_frame_s": choice.first_frame_s, "load_s": perf_counter() - began}
-    return {"description": choice.backend.description, **{name: round(s, 2) for name, s in times.items()}}
+    return {
+        "description": choice.backend.description,
+        "passed_over": choice.passed_over,
+        **{name: round(s, 2) for name, s in times.items()},
+    }
 
 
 PROBES: dict[str, Callable[..., Found]] = {

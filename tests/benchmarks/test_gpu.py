@@ -37,7 +37,7 @@ def talker(tmp_path: Path) -> Any:
     directory = Toy(hop=2, batch=3, window_samples=2934).write(tmp_path / "engine")
     manifest = read_manifest(directory)
     identity = read_identity(directory, manifest)
-    return Talker(manifest, identity, Choice(fake_gpu(directory, manifest), {}))
+    return Talker(manifest, identity, Choice(fake_gpu(directory, manifest)))
 
 
 def test_turns_and_hops_are_timed_with_all_voices(talker: Any) -> None:
@@ -145,7 +145,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             raise BackendError(f"no {name} here")
         manifest = read_manifest(folder)
         backend = replace(fake_gpu(folder, manifest), name=name, download=download)
-        return Talker(manifest, read_identity(folder, manifest), Choice(backend, {}, 0.5))
+        return Talker(manifest, read_identity(folder, manifest), Choice(backend, first_frame_s=0.5))
 
     class Eager:
         def __init__(self, preset: str) -> None:

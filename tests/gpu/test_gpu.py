@@ -81,20 +81,21 @@ def cpu(model: Path) -> Talker:
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def name(request: pytest.FixtureRequest, model: Path, capability: int) -> str:
-    """A backend that loads here; it has passed the probe."""
+    """A backend that loads here, with the graphs or engines that it prefers; it has passed the probe."""
     backend: str = request.param
     if backend in ENGINES:
         pytest.importorskip(backend)
         if not any(engine.backend == backend for engine in read_manifest(model).engines):
             pytest.skip(f"the model that was given has no engines of {backend}")
     try:
-        Talker.load(model, backend)
+        choice = Talker.load(model, backend).choice
     except MissingDependencyError as error:
         pytest.skip(str(error))
     except BackendError as error:
         if backend == "tensorrt_rtx" and capability in DATA_CENTRE:
             pytest.skip(str(error))
         raise
+    assert not choice.passed_over
     return backend
 
 

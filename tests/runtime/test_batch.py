@@ -514,4 +514,4 @@ def test_figures_are_a_streams_own(many: Talker) -> None:
 def test_a_backend_without_slots_says_what_to_do(talker: Talker) -> None:
     backend: Any = SimpleNamespace(name="abacus")
     with pytest.raises(BackendError, match=r"abacus runs one voice a launch.*onnxruntime-cpu"):
-        replace(talker, choice=Choice(backend, {})).batch()
+        replace(talker, choice=Choice(backend)).batch()

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 
+import msgspec
 import numpy as np
 
 from streamtalk.backends import onnxruntime_cpu, onnxruntime_cuda, tensorrt
 from streamtalk.backends.contract import check_manifest
 from streamtalk.backends.protocol import Backend, Lane, LaneState
 from streamtalk.cuda.backend import CudaBackend
+from streamtalk.engine_file import PRECISIONS
 from streamtalk.errors import BackendError, MissingDependencyError, ModelError, UsageError
 from streamtalk.identity import Identity
-from streamtalk.manifest import Manifest
+from streamtalk.manifest import FRAME, Manifest, Precision, graph_key
 from streamtalk.trust import trust
 
 __all__ = ["AUTO", "Backend", "Choice", "Lane", "LaneState", "Options", "available", "choose"]
@@ -47,14 +49,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend taken, and why those before it in the order of preference were not: `{name: reason}`.
+    """The backend taken, and why those before it in the order of preference were not: `{name: reason}`. Where the one
+    taken failed with graphs or engines that it prefers, their precision follows its name: `onnxruntime-cuda fused`.
 
     `first_frame_s` is how long it took from nothing to its first frame: the libraries, the engines, what they
     compile at their first run. The probe that a GPU must pass on its very first load comes on top.
     """
 
     backend: Backend
-    passed_over: dict[str, str]
+    passed_over: dict[str, str] = field(default_factory=dict)
     first_frame_s: float = 0.0
 
 
@@ -99,8 +102,9 @@ def choose(name: str, directory: Path, manifest: Manifest, identity: Identity, o
     """Load the backend `name`, or for `auto` the first that works.
 
     Each is tried with one hop and one frame of silence: what fails there is not taken, and the first frame
-    of a stream costs what the others cost. On a GPU it must also reproduce the model's probe. Raises
-    UsageError, ModelError, BackendError or MissingDependencyError.
+    of a stream costs what the others cost. On a GPU it must also reproduce the model's probe: with the graphs
+    or engines that it prefers, or else the next. Raises UsageError, ModelError, BackendError or
+    MissingDependencyError.
     """
     if name not in (AUTO, *LOADERS):
         raise UsageError(f"No backend {name!r} in this version. There are: {', '.join((AUTO, *LOADERS))}.")
@@ -108,8 +112,8 @@ def choose(name: str, directory: Path, manifest: Manifest, identity: Identity, o
     passed_over: dict[str, str] = {}
     for candidate in LOADERS if name == AUTO else (name,):
         try:
-            choice = _load(candidate, directory, manifest, identity, options)
-            return replace(choice, passed_over=passed_over)
+            choice = _best(candidate, directory, manifest, identity, options)
+            return replace(choice, passed_over=passed_over | choice.passed_over)
         except (BackendError, MissingDependencyError, ModelError) as error:
             # Wrong files of the reference are wrong for every backend; an engine's own are one reason to pass it over.
             if name != AUTO or (candidate == REFERENCE and isinstance(error, ModelError)):
@@ -117,6 +121,42 @@ def choose(name: str, directory: Path, manifest: Manifest, identity: Identity, o
             passed_over[candidate] = str(error)
     reasons = " ".join(f"{candidate}: {reason}" for candidate, reason in passed_over.items())
     raise BackendError(f"No backend can run this model here. {reasons}")
+
+
+def _best(name: str, directory: Path, manifest: Manifest, identity: Identity, options: Options) -> Choice:
+    """Load a backend with the best precision that works: what one GPU refuses or computes wrong in float16 it may well
+    do in float32, and still faster than a CPU.
+    """
+    failed: dict[str, str] = {}
+    while True:
+        forms = _forms(name, manifest)
+        try:
+            choice = _load(name, directory, manifest, identity, options)
+            return replace(choice, passed_over=failed)
+        except BackendError as error:
+            if not forms:
+                raise
+            failed[f"{name} {forms[0]}"] = str(error)
+            if len(forms) == 1:
+                raise BackendError(" ".join(dict.fromkeys(failed.values()))) from error
+        manifest = _without(name, manifest, forms[0])
+
+
+def _forms(name: str, manifest: Manifest) -> list[Precision]:
+    """The precisions of a GPU backend's graphs or engines in the order in which it takes them; none for others."""
+    if name == onnxruntime_cuda.NAME:
+        return [form for form in onnxruntime_cuda.FORMS if graph_key(FRAME, form) in manifest.graphs]
+    built = {engine.precision for engine in manifest.engines if engine.backend == name}
+    return [precision for precision in PRECISIONS if precision in built]
+
+
+def _without(name: str, manifest: Manifest, form: Precision) -> Manifest:
+    """The manifest as if a GPU backend's graphs or engines of one precision had not been exported."""
+    if name == onnxruntime_cuda.NAME:
+        graphs = {key: graph for key, graph in manifest.graphs.items() if graph.precision != form}
+        return msgspec.structs.replace(manifest, graphs=graphs)
+    engines = tuple(e for e in manifest.engines if (e.backend, e.precision) != (name, form))
+    return msgspec.structs.replace(manifest, engines=engines)
 
 
 def _load(name: str, directory: Path, manifest: Manifest, identity: Identity, options: Options) -> Choice:
@@ -138,7 +178,7 @@ def _load(name: str, directory: Path, manifest: Manifest, identity: Identity, op
         trust(backend, directory, manifest)
     if not options.download and isinstance(backend, CudaBackend):
         backend = replace(backend, download=False)
-    return Choice(backend, {}, first_frame_s)
+    return Choice(backend, first_frame_s=first_frame_s)
 
 
 def _usable_cores() -> int:

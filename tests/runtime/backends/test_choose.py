@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from streamtalk import BackendError, ModelError, Talker, UsageError, backends
-from streamtalk.manifest import Manifest, Tensor, sha256_of
+from streamtalk.manifest import Engine, Manifest, Precision, Tensor, graph_key, sha256_of
 from tests.runtime.toy import Toy
 
 
@@ -36,17 +36,18 @@ def test_auto_says_what_it_took(engine: Path) -> None:
     assert "holds no tensorrt_rtx engines" in talker.choice.passed_over["tensorrt_rtx"]
 
 
-def test_auto_passes_over_what_fails_and_says_why(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> Any:
-        raise BackendError("no such card")
+def fails(*_: Any) -> Any:
+    raise BackendError("no such card")
 
-    monkeypatch.setattr(backends, "LOADERS", {"card": broken, **backends.LOADERS})
+
+def test_auto_passes_over_what_fails_and_says_why(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "LOADERS", {"card": fails, **backends.LOADERS})
     choice = Talker.load(engine).choice
     assert choice.backend.name == "onnxruntime-cpu"
     assert choice.passed_over["card"] == "no such card"
     with pytest.raises(BackendError, match="no such card"):
         Talker.load(engine, "card")
-    monkeypatch.setattr(backends, "LOADERS", {"card": broken})
+    monkeypatch.setattr(backends, "LOADERS", {"card": fails})
     with pytest.raises(BackendError, match="card: no such card"):
         Talker.load(engine)
 
@@ -63,6 +64,77 @@ def test_auto_passes_over_engines_that_are_not_what_the_manifest_says(
     assert "`noise` is another" in choice.passed_over["card"]
     with pytest.raises(ModelError, match="`noise` is another"):
         Talker.load(engine, "card")
+
+
+FORMS = {"onnxruntime-cuda": ["fused", "fp16", "fp32"], "tensorrt": ["fp16", "fp32"]}
+
+
+def in_all_forms(m: Manifest) -> Manifest:
+    """With graphs and engines of every precision, in name alone."""
+    halves: tuple[Precision, ...] = ("fused", "fp16")
+    more = {
+        graph_key(name, form): msgspec.structs.replace(graph, precision=form)
+        for name, graph in m.graphs.items()
+        for form in halves
+    }
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    engines = tuple(
+        Engine(
+            graph="frame",
+            file=f"{precision}.engine",
+            sha256="0" * 64,
+            backend="tensorrt",
+            precision=precision,
+            tensorrt_version="10.3.0",
+            compute_capability="87",
+            graph_sha256="0" * 64,
+        )
+        for precision in precisions
+    )
+    return msgspec.structs.replace(m, graphs={**m.graphs, **more}, engines=engines)
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("good", [0, 1, -1])
+def test_what_fails_in_one_precision_is_tried_in_the_next(
+    name: str, good: int, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(copy, in_all_forms)
+    cpu = backends.LOADERS["onnxruntime-cpu"]
+    forms = FORMS[name]
+
+    def card(directory: Path, manifest: Manifest, options: Any) -> Any:
+        seen = {graph.precision for graph in manifest.graphs.values()}
+        if name == "tensorrt":
+            seen = {engine.precision for engine in manifest.engines}
+        form = next(form for form in forms if form in seen)
+        if form != forms[good]:
+            raise BackendError(f"no kernels for {form}")
+        return cpu(directory, manifest, options)
+
+    monkeypatch.setattr(backends, "LOADERS", {"other": fails, name: card})
+    for asked in ("auto", name):
+        passed_over = Talker.load(copy, asked).choice.passed_over
+        want = {f"{name} {form}": f"no kernels for {form}" for form in forms[: forms.index(forms[good])]}
+        assert passed_over == ({"other": "no such card"} if asked == "auto" else {}) | want
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_what_fails_in_every_precision_says_each_reason_once(
+    name: str, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(copy, in_all_forms)
+    tried = 0
+
+    def card(*_: Any) -> Any:
+        nonlocal tried
+        tried += 1
+        raise BackendError("No GPU." if tried > 1 else "No kernels.")
+
+    monkeypatch.setattr(backends, "LOADERS", {name: card})
+    with pytest.raises(BackendError, match=r"^No kernels\. No GPU\.$"):
+        Talker.load(copy, name)
+    assert tried == len(FORMS[name])
 
 
 def test_the_first_frame_is_timed(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
