@@ -79,19 +79,29 @@ def write_graph(
     return save_graph(model, path, "fp32")
 
 
-def write_reduced(directory: Path, graph: Graph, precision: Precision) -> Graph:
-    """Write an exported graph at a lower precision beside it; returns its manifest entry. Raises ExportError."""
+def write_reduced(directory: Path, graph: Graph, precision: Precision, exact: bool = False) -> Graph:
+    """Write an exported graph at a lower precision beside it, or under that name as it is where `exact`; returns its
+    manifest entry. Raises ExportError.
+    """
     path = directory / graph.file
     model = onnx.load(path)
-    if precision == "fp16":
-        model = to_half(model)
-        _check(model, path.name)
-    elif precision == "fused":
+    return save_graph(
+        model if exact else _reduced(model, precision, path.name),
+        path.with_suffix(f".{precision}.onnx"),
+        precision,
+    )
+
+
+def _reduced(model: onnx.ModelProto, precision: Precision, name: str) -> onnx.ModelProto:
+    if precision == "int8":
+        return to_int8(model)
+    if precision == "fused":
         model = to_fused(model)
-        _check_operators(model, path.name, OPERATORS | FUSED_OPERATORS, "onnxruntime is not known to have")
-    else:
-        model = to_int8(model)
-    return save_graph(model, path.with_suffix(f".{precision}.onnx"), precision)
+        _check_operators(model, name, OPERATORS | FUSED_OPERATORS, "onnxruntime is not known to have")
+        return model
+    model = to_half(model)
+    _check(model, name)
+    return model
 
 
 def save_graph(model: onnx.ModelProto, path: Path, precision: Precision) -> Graph:
