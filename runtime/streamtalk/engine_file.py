@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from streamtalk.errors import BackendError, ModelError
-from streamtalk.manifest import Engine, Graph, Manifest, Precision, graph_key, verified
+from streamtalk.manifest import FRAME, Engine, Graph, Manifest, Precision, graph_key, verified
 
 ANY = "any"
 RTX: Literal["tensorrt_rtx"] = "tensorrt_rtx"
@@ -62,10 +62,10 @@ def check_engines(directory: Path, manifest: Manifest, backend: str) -> None:
     """
     own = [engine for engine in manifest.engines if engine.backend == backend]
     if not own:
-        raise BackendError(
-            f"{directory} holds no {backend} engines; build them with "
-            f"`python export.py --targets onnx,{backend} --precision fp16`."
-        )
+        build = f"export.py --targets onnx,{backend} --precision fp16"
+        if graph_key(FRAME, "fp16") in manifest.graphs:  # which takes no torch
+            build = f"-m streamtalk_export.engines {directory} --targets {backend}"
+        raise BackendError(f"{directory} holds no {backend} engines; build them with `python {build}`.")
     try:
         for engine in own:
             path = verified(directory, engine.file, engine.sha256)

@@ -88,6 +88,11 @@ def test_a_model_without_engines_says_how_to_build_them(engine: Path) -> None:
         check_engines(engine, read_manifest(engine), RTX)
 
 
+def test_a_model_with_graphs_for_them_needs_no_export(engine: Path, manifest: Manifest) -> None:
+    with pytest.raises(BackendError, match=r"python -m streamtalk_export\.engines .* --targets tensorrt`"):
+        check_engines(engine, msgspec.structs.replace(manifest, engines=()), "tensorrt")
+
+
 def test_a_graphs_hash_covers_its_external_data(engine: Path) -> None:
     graph = read_manifest(engine).graphs["frame"]
     assert set(graph.files) == {"frame.onnx", "frame.onnx.data"}

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch.utils.dlpack
 
 from streamtalk import BackendError, Talker
 from streamtalk.cuda.array import DeviceArray, device_vertices
@@ -24,6 +23,8 @@ from tests.runtime.test_batch import SLOTS
 from tests.runtime.toy import Toy, speech
 
 __all__ = ["load", "memory"]
+
+torch: Any = pytest.importorskip("torch", reason="takes the capsules beside numpy")
 
 SHAPE = (3, 4, 3)
 USES = 1000  # of a block of more than 64 bytes each
