@@ -96,7 +96,8 @@ def stage_engine(folder: Path, backend: CudaBackend, name: str) -> DeviceEngine:
         graph = manifest.graphs[graph_key(name, backend.precision)]
         return onnxruntime_cuda.CudaSession(session.runtime, folder, graph, driver)
     library = Library(backend.name)
-    fits = find_engines(folder, manifest, (name,), backend.name, library.version, driver.compute_capability)
+    there = library.version, driver.compute_capability
+    fits = find_engines(folder, manifest, (name,), backend.name, *there, backend.precision)
     return library.load(fits[name], driver)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import streamtalk
 from streamtalk.backends import available
 from streamtalk.cuda.driver import BUILD, driver_build
+from streamtalk.engine_file import how_to_build
 from streamtalk.errors import ModelError
 from streamtalk.installed import Answer, Found, State, ask
 from streamtalk.manifest import Manifest, read_manifest, verified
@@ -331,7 +332,7 @@ def _model(directory: Path, manifest: Manifest, machine: Machine) -> Finding:
     if machine.jetson and not any(engine.backend == "tensorrt" for engine in manifest.engines):
         todo = f"python -m streamtalk_export.engines {directory} --targets tensorrt, here and from a clone"
     elif machine.gpu and not manifest.engines:
-        todo = "For a GPU: python export.py --precision fp16 --targets tensorrt_rtx (or tensorrt)"
+        todo = f"For a GPU: {how_to_build(directory, manifest, 'tensorrt_rtx')} (or tensorrt)"
     return Finding("model", "ok", text, todo, details=details)
 
 

@@ -5,6 +5,7 @@ An engine is code: it is never deserialised before its hash was compared with th
 
 from __future__ import annotations
 
+import shlex
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +63,8 @@ def check_engines(directory: Path, manifest: Manifest, backend: str) -> None:
     """
     own = [engine for engine in manifest.engines if engine.backend == backend]
     if not own:
-        build = f"export.py --targets onnx,{backend} --precision fp16"
-        if graph_key(FRAME, "fp16") in manifest.graphs:  # which takes no torch
-            build = f"-m streamtalk_export.engines {directory} --targets {backend}"
-        raise BackendError(f"{directory} holds no {backend} engines; build them with `python {build}`.")
+        command = how_to_build(directory, manifest, backend)
+        raise BackendError(f"{directory} holds no {backend} engines; build them with `{command}`.")
     try:
         for engine in own:
             path = verified(directory, engine.file, engine.sha256)
@@ -80,33 +79,46 @@ def check_engines(directory: Path, manifest: Manifest, backend: str) -> None:
         raise BackendError(str(error)) from error
 
 
+def how_to_build(directory: Path, manifest: Manifest, backend: str) -> str:
+    """The command that builds a model's engines for a backend: from its float16 graphs, which takes no torch, or else by
+    exporting it again.
+    """
+    if graph_key(FRAME, "fp16") in manifest.graphs:
+        return f"python -m streamtalk_export.engines {shlex.quote(str(directory))} --targets {backend}"
+    return f"python export.py --targets onnx,{backend} --precision fp16"
+
+
 def find_engines(
-    directory: Path, manifest: Manifest, names: tuple[str, ...], backend: str, version: str, capability: int
+    directory: Path,
+    manifest: Manifest,
+    names: tuple[str, ...],
+    backend: str,
+    version: str,
+    capability: int,
+    precision: Precision,
 ) -> dict[str, Fit]:
-    """Engines of the graphs `names`, all of one precision, for this library and device; float16 first.
+    """Engines of the graphs `names` at a precision, for this library and device.
 
     `version` is the installed library's, `capability` the device's (86 for 8.6). Raises BackendError where the
     model has none that fit, with the reason. The files must have passed `check_engines`.
     """
-    own = [engine for engine in manifest.engines if engine.backend == backend]
     reasons: list[str] = []
-    for precision in PRECISIONS:
-        fits: dict[str, Fit] = {}
-        for name in names:
-            graph = manifest.graphs.get(graph_key(name, precision))
-            listed = [e for e in own if e.graph == name and e.precision == precision]
-            for engine in listed:
-                problem = _misfit(engine, graph, version, capability)
-                if problem:
-                    reasons.append(f"{engine.file} {problem}")
-                elif graph is not None:
-                    fits[name] = Fit(engine, graph, directory / engine.file)
-        if len(fits) == len(names):
-            return fits
-    raise BackendError(
-        f"No {backend} engines in {directory} fit this machine: {'; '.join(reasons) or 'some are missing'}. "
-        "Build them again here."
-    )
+    fits: dict[str, Fit] = {}
+    for engine in manifest.engines:
+        if (engine.backend, engine.precision) != (backend, precision) or engine.graph not in names:
+            continue
+        graph = manifest.graphs.get(graph_key(engine.graph, precision))
+        problem = _misfit(engine, graph, version, capability)
+        if problem:
+            reasons.append(f"{engine.file} {problem}")
+        elif graph is not None:
+            fits[engine.graph] = Fit(engine, graph, directory / engine.file)
+    if len(fits) < len(names):
+        raise BackendError(
+            f"No {backend} engines in {directory} fit this machine: {'; '.join(reasons) or 'some are missing'}. "
+            "Build them again here."
+        )
+    return fits
 
 
 def _misfit(engine: Engine, graph: Graph | None, version: str, capability: int) -> str | None:

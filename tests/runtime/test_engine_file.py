@@ -45,8 +45,8 @@ def manifest(engine: Path) -> Manifest:
     return msgspec.structs.replace(m, engines=listed(m, "fp32") + listed(m, "fp16"))
 
 
-def test_float16_is_preferred(manifest: Manifest) -> None:
-    fits = find_engines(Path(), manifest, NAMES, RTX, "1.7.1.116", 86)
+def test_engines_of_one_precision(manifest: Manifest) -> None:
+    fits = find_engines(Path(), manifest, NAMES, RTX, "1.7.1.116", 86, "fp16")
     assert {name: fit.engine.file for name, fit in fits.items()} == {
         "audio_encoder": "audio_encoder.fp16.engine",
         "frame": "frame.fp16.engine",
@@ -56,9 +56,10 @@ def test_float16_is_preferred(manifest: Manifest) -> None:
 
 def test_one_precision_serves_both_graphs(manifest: Manifest) -> None:
     lacking = tuple(e for e in manifest.engines if e.file != "frame.fp16.engine")
-    fits = find_engines(
-        Path(), msgspec.structs.replace(manifest, engines=lacking), NAMES, RTX, "1.7.1.116", 86
-    )
+    lacks = msgspec.structs.replace(manifest, engines=lacking)
+    with pytest.raises(BackendError, match="some are missing"):
+        find_engines(Path(), lacks, NAMES, RTX, "1.7.1.116", 86, "fp16")
+    fits = find_engines(Path(), lacks, NAMES, RTX, "1.7.1.116", 86, "fp32")
     assert {fit.engine.precision for fit in fits.values()} == {"fp32"}
 
 
@@ -74,13 +75,21 @@ def test_one_precision_serves_both_graphs(manifest: Manifest) -> None:
 def test_misfits_are_named(other: dict[str, str], sentence: str, manifest: Manifest) -> None:
     engines = listed(manifest, "fp16", **other)
     with pytest.raises(BackendError, match=sentence):
-        find_engines(Path(), msgspec.structs.replace(manifest, engines=engines), NAMES, RTX, "1.7.1.116", 86)
+        find_engines(
+            Path(),
+            msgspec.structs.replace(manifest, engines=engines),
+            NAMES,
+            RTX,
+            "1.7.1.116",
+            86,
+            "fp16",
+        )
 
 
 def test_engines_for_some_cards_fit_those(manifest: Manifest) -> None:
     engines = listed(manifest, "fp16", compute_capability="75,86")
     m = msgspec.structs.replace(manifest, engines=engines)
-    assert set(find_engines(Path(), m, NAMES, RTX, "1.7.1.116", 75)) == set(NAMES)
+    assert set(find_engines(Path(), m, NAMES, RTX, "1.7.1.116", 75, "fp16")) == set(NAMES)
 
 
 def test_a_model_without_engines_says_how_to_build_them(engine: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 
 from streamtalk import BackendError, ModelError, Talker, backends, cache
 from streamtalk.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from streamtalk.manifest import FILE_NAME, Asset, Manifest, read_manifest, sha256_of
+from streamtalk.manifest import FILE_NAME, Asset, Manifest, Precision, graph_key, read_manifest, sha256_of
 from streamtalk.trust import Limits, ProbeData, measure, read_probe, trust
 from tests.runtime.cuda.fake import fake_gpu
 from tests.runtime.toy import Toy
@@ -161,7 +163,7 @@ def test_a_memory_that_cannot_be_locked_costs_a_probe(
 
 
 def test_auto_falls_to_the_next_backend(model: Path, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fake(directory: Path, manifest: Manifest, _: Any) -> Any:
+    def fake(directory: Path, manifest: Manifest, *_: Any) -> Any:
         return fake_gpu(directory, manifest)
 
     cpu = {"onnxruntime-cpu": backends.LOADERS["onnxruntime-cpu"]}
@@ -175,8 +177,37 @@ def test_auto_falls_to_the_next_backend(model: Path, toy: Toy, monkeypatch: pyte
         Talker.load(model, "fake")
 
 
+def test_a_precision_that_is_computed_wrong_is_passed_over_and_let_go(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    m = read_manifest(model)
+    in_own = {
+        graph_key(name, "fused"): msgspec.structs.replace(g, precision="fused")
+        for name, g in m.graphs.items()
+    }
+    (model / FILE_NAME).write_bytes(msgspec.json.encode(msgspec.structs.replace(m, graphs=m.graphs | in_own)))
+    other = Toy(seed=1).write(tmp_path / "other")
+    made: list[weakref.ref[Any]] = []
+
+    def card(directory: Path, manifest: Manifest, _: Any, form: Precision) -> Any:
+        assert not any(backend() for backend in made)
+        source = other if form == "fused" else directory
+        backend = replace(fake_gpu(source, read_manifest(source)), fingerprint=form)
+        made.append(weakref.ref(backend))
+        return backend
+
+    monkeypatch.setattr(backends, "LOADERS", {"onnxruntime-cuda": card})
+    gc.disable()  # it goes with its error, not some time later
+    try:
+        choice = Talker.load(model).choice
+    finally:
+        gc.enable()
+    assert choice.backend.fingerprint == "fp32"
+    assert "does not reproduce the model" in choice.passed_over["onnxruntime-cuda fused"]
+
+
 def test_a_whole_stream_on_the_fake_gpu_is_the_cpus(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fake(directory: Path, manifest: Manifest, _: Any) -> Any:
+    def fake(directory: Path, manifest: Manifest, *_: Any) -> Any:
         return fake_gpu(directory, manifest)
 
     cpu = {"onnxruntime-cpu": backends.LOADERS["onnxruntime-cpu"]}

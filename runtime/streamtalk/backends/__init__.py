@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 
-import msgspec
 import numpy as np
 
 from streamtalk.backends import onnxruntime_cpu, onnxruntime_cuda, tensorrt
@@ -52,7 +51,7 @@ class Choice:
     """The backend taken, and why those before it in the order of preference were not: `{name: reason}`. Where the one
     taken failed with graphs or engines that it prefers, their precision follows its name: `onnxruntime-cuda fused`.
 
-    `first_frame_s` is how long it took from nothing to its first frame: the libraries, the engines, what they
+    `first_frame_s` is how long what was taken took to its first frame: the libraries, the engines, what they
     compile at their first run. The probe that a GPU must pass on its very first load comes on top.
     """
 
@@ -61,10 +60,10 @@ class Choice:
     first_frame_s: float = 0.0
 
 
-Loader = Callable[[Path, Manifest, Options], Backend]
+Loader = Callable[[Path, Manifest, Options, Precision], Backend]
 
 
-def _load_onnxruntime_cpu(directory: Path, manifest: Manifest, options: Options) -> Backend:
+def _load_onnxruntime_cpu(directory: Path, manifest: Manifest, options: Options, _: Precision) -> Backend:
     if not options.download:
         raise BackendError(
             f"{onnxruntime_cpu.NAME} makes vertices in host memory: download=False needs a GPU backend."
@@ -72,16 +71,16 @@ def _load_onnxruntime_cpu(directory: Path, manifest: Manifest, options: Options)
     return onnxruntime_cpu.OnnxRuntimeCpu(directory, manifest, options.cpu_threads())
 
 
-def _load_onnxruntime_cuda(directory: Path, manifest: Manifest, _: Options) -> Backend:
-    return onnxruntime_cuda.load(directory, manifest)
+def _load_onnxruntime_cuda(directory: Path, manifest: Manifest, _: Options, form: Precision) -> Backend:
+    return onnxruntime_cuda.load(directory, manifest, form)
 
 
-def _load_tensorrt(directory: Path, manifest: Manifest, _: Options) -> Backend:
-    return tensorrt.load(tensorrt.CLASSIC, directory, manifest)
+def _load_tensorrt(directory: Path, manifest: Manifest, _: Options, form: Precision) -> Backend:
+    return tensorrt.load(tensorrt.CLASSIC, directory, manifest, form)
 
 
-def _load_tensorrt_rtx(directory: Path, manifest: Manifest, _: Options) -> Backend:
-    return tensorrt.load(tensorrt.RTX, directory, manifest)
+def _load_tensorrt_rtx(directory: Path, manifest: Manifest, _: Options, form: Precision) -> Backend:
+    return tensorrt.load(tensorrt.RTX, directory, manifest, form)
 
 
 # In order of preference: `auto` takes the first that works.
@@ -124,44 +123,44 @@ def choose(name: str, directory: Path, manifest: Manifest, identity: Identity, o
 
 
 def _best(name: str, directory: Path, manifest: Manifest, identity: Identity, options: Options) -> Choice:
-    """Load a backend with the best precision that works: what one GPU refuses or computes wrong in float16 it may well
+    """Load a backend with the first precision that works: what one GPU refuses or computes wrong in float16 it may well
     do in float32, and still faster than a CPU.
     """
     failed: dict[str, str] = {}
-    while True:
-        forms = _forms(name, manifest)
+    for form in _forms(name, manifest):
         try:
-            choice = _load(name, directory, manifest, identity, options)
-            return replace(choice, passed_over=failed)
-        except BackendError as error:
-            if not forms:
+            choice = _load(name, form, directory, manifest, identity, options)
+            return replace(choice, passed_over={f"{name} {before}": why for before, why in failed.items()})
+        except (BackendError, MissingDependencyError, ModelError) as error:
+            if not failed and not isinstance(error, BackendError):
                 raise
-            failed[f"{name} {forms[0]}"] = str(error)
-            if len(forms) == 1:
-                raise BackendError(" ".join(dict.fromkeys(failed.values()))) from error
-        manifest = _without(name, manifest, forms[0])
+            again = str(error) in failed.values()
+            failed[form] = str(error)
+            if again or not isinstance(error, BackendError):
+                break  # it is no matter of precision
+    reasons = set(failed.values())
+    said = (f"{form}: {reason}" for form, reason in failed.items())
+    raise BackendError(reasons.pop() if len(reasons) == 1 else " ".join(said))
 
 
 def _forms(name: str, manifest: Manifest) -> list[Precision]:
-    """The precisions of a GPU backend's graphs or engines in the order in which it takes them; none for others."""
+    """The precisions that a backend may run, in the order in which it takes them; of engines those that were built."""
     if name == onnxruntime_cuda.NAME:
         return [form for form in onnxruntime_cuda.FORMS if graph_key(FRAME, form) in manifest.graphs]
     built = {engine.precision for engine in manifest.engines if engine.backend == name}
-    return [precision for precision in PRECISIONS if precision in built]
+    return [precision for precision in PRECISIONS if precision in built] or ["fp32"]
 
 
-def _without(name: str, manifest: Manifest, form: Precision) -> Manifest:
-    """The manifest as if a GPU backend's graphs or engines of one precision had not been exported."""
-    if name == onnxruntime_cuda.NAME:
-        graphs = {key: graph for key, graph in manifest.graphs.items() if graph.precision != form}
-        return msgspec.structs.replace(manifest, graphs=graphs)
-    engines = tuple(e for e in manifest.engines if (e.backend, e.precision) != (name, form))
-    return msgspec.structs.replace(manifest, engines=engines)
-
-
-def _load(name: str, directory: Path, manifest: Manifest, identity: Identity, options: Options) -> Choice:
+def _load(
+    name: str,
+    form: Precision,
+    directory: Path,
+    manifest: Manifest,
+    identity: Identity,
+    options: Options,
+) -> Choice:
     began = perf_counter()
-    backend = LOADERS[name](directory, manifest, options)
+    backend = LOADERS[name](directory, manifest, options, form)
     lane = backend.lane(identity.styles[0], identity.templates[0], identity.start_latent)
     try:
         lane.encode()

@@ -42,9 +42,9 @@ LIBRARIES = ("nvidia-cudnn", "nvidia-cublas", "nvidia-cuda-runtime")
 """Beginnings of the names of the packages whose kernels are run, besides onnxruntime's own."""
 
 
-def load(directory: Path, manifest: Manifest) -> CudaBackend:
-    """Sessions of the audio encoder and the frame graph, on one GPU. Raises BackendError, MissingDependencyError and
-    ModelError.
+def load(directory: Path, manifest: Manifest, form: Precision) -> CudaBackend:
+    """Sessions of the audio encoder and the frame graph, one of the `FORMS`, on one GPU. Raises BackendError,
+    MissingDependencyError and ModelError.
     """
     runtime = _onnxruntime()
     driver = open_driver()
@@ -53,12 +53,12 @@ def load(directory: Path, manifest: Manifest) -> CudaBackend:
             f"{NAME} works in the GPU's primary context only, and another one is current: with PyCUDA import "
             "pycuda.autoprimaryctx, or use a TensorRT backend."
         )
-    form = next(p for p in FORMS if graph_key(FRAME, p) in manifest.graphs)
     precision: Precision = "fp32" if form == "fp32" else "fp16"
     graphs = [manifest.graphs[graph_key(name, form)] for name in (AUDIO_ENCODER, FRAME)]
     encoder, frame = (CudaSession(runtime, directory, graph, driver) for graph in graphs)
     how = "" if encoder.captured and frame.captured else ", kernel by kernel"
-    description = f"onnxruntime {runtime.__version__}{how}, {precision}, {driver.description}"
+    kind = "fp16 in its own operators" if form == "fused" else form
+    description = f"onnxruntime {runtime.__version__}{how}, {kind}, {driver.description}"
     settings = [f"{session.search}, captured {session.captured}" for session in (encoder, frame)]
     fingerprint = "; ".join([description, driver.build, *settings, *libraries(), *(g.sha256 for g in graphs)])
     return CudaBackend(NAME, description, fingerprint, precision, driver, encoder, frame, manifest)

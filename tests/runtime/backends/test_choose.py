@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from streamtalk import BackendError, ModelError, Talker, UsageError, backends
+from streamtalk import BackendError, MissingDependencyError, ModelError, Talker, UsageError, backends
 from streamtalk.manifest import Engine, Manifest, Precision, Tensor, graph_key, sha256_of
 from tests.runtime.toy import Toy
 
@@ -94,47 +94,70 @@ def in_all_forms(m: Manifest) -> Manifest:
     return msgspec.structs.replace(m, graphs={**m.graphs, **more}, engines=engines)
 
 
-@pytest.mark.parametrize("name", FORMS)
-@pytest.mark.parametrize("good", [0, 1, -1])
+class Card:
+    """Loads what is not in `problems`, by precision; notes what it was asked for."""
+
+    def __init__(self, problems: dict[str, Exception]) -> None:
+        self.problems, self.asked, self.load = problems, [], backends.LOADERS["onnxruntime-cpu"]  # type: ignore[var-annotated]
+
+    def __call__(self, directory: Path, manifest: Manifest, options: Any, form: Precision) -> Any:
+        self.asked.append(form)
+        if form in self.problems:
+            raise self.problems[form]
+        return self.load(directory, manifest, options, form)
+
+
+@pytest.mark.parametrize(("name", "good"), [(name, i) for name in FORMS for i in range(len(FORMS[name]))])
 def test_what_fails_in_one_precision_is_tried_in_the_next(
     name: str, good: int, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edit(copy, in_all_forms)
-    cpu = backends.LOADERS["onnxruntime-cpu"]
-    forms = FORMS[name]
-
-    def card(directory: Path, manifest: Manifest, options: Any) -> Any:
-        seen = {graph.precision for graph in manifest.graphs.values()}
-        if name == "tensorrt":
-            seen = {engine.precision for engine in manifest.engines}
-        form = next(form for form in forms if form in seen)
-        if form != forms[good]:
-            raise BackendError(f"no kernels for {form}")
-        return cpu(directory, manifest, options)
-
+    bad = FORMS[name][:good]
+    card = Card({form: BackendError(f"no kernels for {form}") for form in bad})
     monkeypatch.setattr(backends, "LOADERS", {"other": fails, name: card})
-    for asked in ("auto", name):
-        passed_over = Talker.load(copy, asked).choice.passed_over
-        want = {f"{name} {form}": f"no kernels for {form}" for form in forms[: forms.index(forms[good])]}
-        assert passed_over == ({"other": "no such card"} if asked == "auto" else {}) | want
+    want = {f"{name} {form}": f"no kernels for {form}" for form in bad}
+    assert Talker.load(copy, name).choice.passed_over == want
+    assert Talker.load(copy).choice.passed_over == {"other": "no such card"} | want
+    assert card.asked == FORMS[name][: good + 1] * 2
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_what_fails_in_every_precision_says_each_reason_once(
-    name: str, copy: Path, monkeypatch: pytest.MonkeyPatch
+NO_KERNELS, NO_GPU = BackendError("No kernels."), BackendError("No GPU.")
+NO_LIBRARY, DAMAGED = MissingDependencyError("No library."), ModelError("frame is damaged")
+
+
+@pytest.mark.parametrize(
+    ("problems", "kind", "sentence", "tries"),
+    [
+        (
+            [NO_KERNELS, NO_GPU, NO_KERNELS],
+            BackendError,
+            "fused: No kernels. fp16: No GPU. fp32: No kernels.",
+            3,
+        ),
+        # No matter of precision.
+        ([NO_GPU, NO_GPU], BackendError, "No GPU.", 2),
+        ([NO_KERNELS, NO_GPU, NO_GPU], BackendError, "fused: No kernels. fp16: No GPU. fp32: No GPU.", 3),
+        ([NO_LIBRARY], MissingDependencyError, "No library.", 1),
+        ([DAMAGED], ModelError, "frame is damaged", 1),
+        ([NO_KERNELS, DAMAGED], BackendError, "fused: No kernels. fp16: frame is damaged", 2),
+    ],
+)
+def test_what_fails_in_every_precision_says_why(
+    problems: list[Exception],
+    kind: type[Exception],
+    sentence: str,
+    tries: int,
+    copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     edit(copy, in_all_forms)
-    tried = 0
-
-    def card(*_: Any) -> Any:
-        nonlocal tried
-        tried += 1
-        raise BackendError("No GPU." if tried > 1 else "No kernels.")
-
+    name = "onnxruntime-cuda"
+    card = Card(dict(zip(FORMS[name], problems, strict=False)))
     monkeypatch.setattr(backends, "LOADERS", {name: card})
-    with pytest.raises(BackendError, match=r"^No kernels\. No GPU\.$"):
+    with pytest.raises(kind) as caught:
         Talker.load(copy, name)
-    assert tried == len(FORMS[name])
+    assert str(caught.value) == sentence
+    assert len(card.asked) == tries
 
 
 def test_the_first_frame_is_timed(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

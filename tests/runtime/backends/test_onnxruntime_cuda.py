@@ -155,27 +155,23 @@ def test_it_is_quiet_while_it_tries_and_no_longer(opened: Any) -> None:
     assert runtime.levels == [onnxruntime_cuda.FATAL, onnxruntime_cuda.WARNING]
 
 
-@pytest.mark.parametrize(
-    ("forms", "taken", "precision"), [(("fused", "fp16"), "fused", "fp16"), ((), "fp32", "fp32")]
-)
-def test_graphs_in_its_own_operators_come_first(
-    forms: tuple[Precision, ...],
-    taken: Precision,
-    precision: Precision,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("form", onnxruntime_cuda.FORMS)
+def test_the_graphs_of_the_form_that_is_asked_for(
+    form: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = Toy().write(tmp_path / "engine")
     manifest = read_manifest(directory)
     more = {
-        graph_key(name, form): msgspec.structs.replace(graph, precision=form)
+        graph_key(name, other): msgspec.structs.replace(graph, precision=other)
         for name, graph in manifest.graphs.items()
-        for form in forms
+        for other in onnxruntime_cuda.FORMS
     }
     manifest = msgspec.structs.replace(manifest, graphs={**manifest.graphs, **more})
     monkeypatch.setattr(onnxruntime_cuda, "compare", lambda *_: None)
     monkeypatch.setattr(onnxruntime_cuda, "open_driver", FakeDriver)
     monkeypatch.setattr(onnxruntime_cuda, "_onnxruntime", Runtime)
-    backend = onnxruntime_cuda.load(directory, manifest)
-    assert (backend.encoder.graph.precision, backend.frame.graph.precision) == (taken, taken)
-    assert backend.precision == precision  # which the probe's limits are kept by
+    backend = onnxruntime_cuda.load(directory, manifest, form)
+    assert (backend.encoder.graph.precision, backend.frame.graph.precision) == (form, form)
+    # By which the probe's limits are kept.
+    assert backend.precision == ("fp32" if form == "fp32" else "fp16")
+    assert ("its own operators" in backend.description) == (form == "fused")

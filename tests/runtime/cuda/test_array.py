@@ -24,8 +24,6 @@ from tests.runtime.toy import Toy, speech
 
 __all__ = ["load", "memory"]
 
-torch: Any = pytest.importorskip("torch", reason="takes the capsules beside numpy")
-
 SHAPE = (3, 4, 3)
 USES = 1000  # of a block of more than 64 bytes each
 OUTLIVING = """
@@ -55,9 +53,14 @@ def array(driver: Any, values: Any) -> DeviceArray:
     return DeviceArray(driver, values.ctypes.data, values.shape, stream, driver.event(), driver.event())
 
 
+def by_torch(shared: Any) -> Any:
+    """What torch makes of it; skips where there is none."""
+    return pytest.importorskip("torch").utils.dlpack.from_dlpack(shared)
+
+
 def test_numpy_and_torch_see_it_in_place(driver: FakeDriver, values: Any) -> None:
     shared = array(driver, values)
-    taken = [np.from_dlpack(shared), torch.utils.dlpack.from_dlpack(shared).numpy()]
+    taken = [np.from_dlpack(shared), by_torch(shared).numpy()]
     values[1, 2, 0] = -1
     for got in taken:
         assert got.dtype == np.float32
@@ -120,7 +123,7 @@ def test_a_capsule_that_nobody_reads_is_given_back(
     assert leaked(lambda: shared.__dlpack__(max_version=version)) < USES
 
 
-@pytest.mark.parametrize("take", [np.from_dlpack, torch.utils.dlpack.from_dlpack])
+@pytest.mark.parametrize("take", [np.from_dlpack, by_torch])
 def test_a_capsule_that_was_read_is_given_back_by_its_reader(
     take: Any, driver: FakeDriver, values: Any
 ) -> None:
@@ -133,6 +136,7 @@ def test_a_capsule_that_was_read_is_given_back_by_its_reader(
 
 def test_a_reader_that_outlives_the_interpreter() -> None:
     """Torch deletes after the end of Python; a deleter written in Python would end in a crash."""
+    pytest.importorskip("torch")
     done = subprocess.run(
         [sys.executable, "-c", OUTLIVING],
         capture_output=True,

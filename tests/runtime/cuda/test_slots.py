@@ -42,7 +42,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Talke
             toy.write(directory)
             add_probe(directory, toy)
 
-        def fake(directory: Path, manifest: Manifest, _: Any) -> Any:
+        def fake(directory: Path, manifest: Manifest, *_: Any) -> Any:
             return fake_gpu(directory, manifest, capturable)
 
         cpu = {"onnxruntime-cpu": backends.LOADERS["onnxruntime-cpu"]}
