@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from streamtalk.interrupt import ended_by_signals
 from streamtalk.manifest import Manifest, sha256_of
 from streamtalk_export.checkpoint import load_model, random_model
 from streamtalk_export.config import PRESETS, SPEAKERS, ModelConfig, load_config
-from streamtalk_export.engines import FAMILIES, Builder
+from streamtalk_export.engines import FAMILIES, Builder, targets_of
 from streamtalk_export.errors import ExportError
 from streamtalk_export.export_model import Identities, Settings, export_model
 from streamtalk_export.hubert import hubert_config
@@ -21,6 +22,8 @@ from streamtalk_export.templates import Mesh, read_faces, read_templates
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLED = ROOT / "models" / "bundled"
+MOST = 4096
+"""Of frames, steps and voices. Tables of the predictor grow with the square of its history."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -93,8 +96,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _count(text: str) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    if not 1 <= value <= MOST:
+        raise argparse.ArgumentTypeError(f"{text} must be 1 to {MOST}")
     return value
 
 
@@ -124,7 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         began = time.perf_counter()
-        out, manifest = run(arguments)
+        with ended_by_signals():
+            out, manifest = run(arguments)
+    except KeyboardInterrupt:
+        print("export.py: interrupted; nothing was written.", file=sys.stderr)
+        return 130
     except ExportError as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
@@ -143,7 +150,7 @@ def run(arguments: argparse.Namespace) -> tuple[Path, Manifest]:
         raise ExportError(
             f"No bundled model in {BUNDLED}; give --config with --checkpoint or --random-weights."
         )
-    targets = set(arguments.targets.split(","))
+    targets = set(targets_of(arguments.targets))
     if unknown := targets - {"onnx", *FAMILIES}:
         raise ExportError(
             f"--targets {', '.join(sorted(unknown))} is unknown; known: onnx, {', '.join(FAMILIES)}."

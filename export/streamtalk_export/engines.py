@@ -14,8 +14,8 @@ import importlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,11 +23,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from streamtalk.cache import cache_directory, locked, remember, remembered
+from streamtalk.cache import cache_directory, locked, remember, remembered, replace_file
 from streamtalk.cuda.driver import Driver, open_driver
 from streamtalk.cuda.tensorrt import error_words
 from streamtalk.engine_file import RTX_HEADER_BYTES, read_rtx_header
-from streamtalk.errors import ModelError, StreamTalkError
+from streamtalk.errors import ModelError, OutputError, StreamTalkError
+from streamtalk.interrupt import ended_by_signals, signals_after
 from streamtalk.manifest import (
     FILE_NAME,
     Engine,
@@ -38,6 +39,7 @@ from streamtalk.manifest import (
     read_manifest,
     sha256_of,
     verified,
+    verified_graph,
 )
 from streamtalk.progress import progress
 from streamtalk_export.errors import ExportError
@@ -84,8 +86,10 @@ class Builder:
         # The constructor of classic TensorRT fails without a driver.
         self.builder = self._made(lambda: self.trt.Builder(self.logger), "cannot start")
 
-    def build(self, directory: Path, name: str, graph: Graph) -> Engine:
-        """Build the engine of graph `name` beside it. Raises ExportError in the parser's or builder's words."""
+    def build(self, directory: Path, name: str, graph: Graph, into: Path | None = None) -> Engine:
+        """Build the engine of graph `name` of `directory` there, or in the folder `into`. Raises ExportError in the
+        parser's or builder's words.
+        """
         trt, target = self.trt, self.family.target
         strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         flags = 0 if strongly_typed is None else 1 << int(strongly_typed)
@@ -93,7 +97,9 @@ class Builder:
         parser = trt.OnnxParser(network, self.logger)
         source = directory / graph.file
         self.logger.words.clear()
-        if not self._parse(parser, source):
+        with signals_after():
+            parsed = self._parse(parser, source)
+        if not parsed:
             errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
             raise ExportError(f"{target} {self.version} cannot parse {graph.file}: {_joined(errors)}")
         self._check_network(network, graph)
@@ -106,7 +112,7 @@ class Builder:
         )
         if timings:
             timings.keep()
-        file = source.with_suffix(f".{target}.engine")
+        file = (into or directory) / Path(graph.file).with_suffix(f".{target}.engine").name
         _write(file, plan)
         self._check_plan(file, graph)
         return Engine(
@@ -193,7 +199,8 @@ class Builder:
     def _made(self, make: Callable[[], Any], problem: str) -> Any:
         self.logger.words.clear()
         try:
-            made = make()
+            with signals_after():
+                made = make()
         except Exception as error:  # the bindings raise several kinds without a common base
             raise ExportError(
                 f"{self.family.target} {self.version} {problem}: {_joined([str(error), *self.logger.words])}"
@@ -276,18 +283,21 @@ def build_engines(
     targets: Iterable[str],
     compute_capabilities: Sequence[int] = (),
     say: Say = lambda _: None,
+    into: Path | None = None,
 ) -> tuple[Engine, ...]:
-    """Engines of every graph of this precision for every target. Raises ExportError."""
+    """Engines of every graph of this precision for every target, beside the graphs or in the folder `into`. Raises
+    ExportError.
+    """
     engines = []
-    for target in sorted(targets):
+    for target in sorted(set(targets)):
         builder = Builder(target, compute_capabilities)
         for name, graph in graphs.items():
             if graph.precision != precision:
                 continue
             began = time.perf_counter()
             with progress(f"Building {graph.file} for {target}"):
-                engines.append(engine := builder.build(directory, name, graph))
-            size = (directory / engine.file).stat().st_size / 1e6
+                engines.append(engine := builder.build(directory, name, graph, into))
+            size = ((into or directory) / engine.file).stat().st_size / 1e6
             say(f"{engine.file:40} {size:8.1f} MB  {time.perf_counter() - began:5.1f} s")
     return tuple(engines)
 
@@ -299,15 +309,11 @@ def _joined(words: Iterable[str]) -> str:
 
 def _write(file: Path, plan: Any) -> None:
     """Write the engine whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as building:
-        path = Path(building.name)
-        try:
-            building.write(memoryview(plan))
-        except OSError as error:
-            path.unlink()
-            raise ExportError(f"Writing {file} failed: {error.strerror or error}.") from error
-    path.chmod(0o644)
-    path.replace(file)
+    try:
+        replace_file(file, memoryview(plan))
+        file.chmod(0o644)
+    except OutputError as error:
+        raise ExportError(str(error)) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -321,21 +327,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--precision", choices=("fp32", "fp16"), default="fp16")
     arguments = p.parse_args(argv)
     try:
-        manifest = add_engines(arguments.directory, arguments.targets.split(","), arguments.precision)
+        with ended_by_signals():
+            manifest = add_engines(arguments.directory, targets_of(arguments.targets), arguments.precision)
+    except KeyboardInterrupt:
+        print(
+            "streamtalk_export.engines: interrupted; the engines are those that were there.", file=sys.stderr
+        )
+        return 130
     except (ExportError, StreamTalkError) as error:
         print(f"streamtalk_export.engines: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(
+            f"streamtalk_export.engines: {arguments.directory}: {error.strerror or error}.", file=sys.stderr
+        )
         return 2
     print(f"{len(manifest.engines)} engines in {arguments.directory}")
     return 0
 
 
-def add_engines(directory: Path, targets: Sequence[str], precision: Precision) -> Manifest:
-    """Build engines into an exported model; its manifest is replaced last. Raises ExportError, ModelError."""
-    if unknown := sorted(set(targets) - FAMILIES.keys()):
-        raise ExportError(f"--targets {', '.join(unknown)} is unknown; known: {', '.join(FAMILIES)}.")
-    # Two builds of one directory would each lose the other's engines from the manifest.
+def targets_of(text: str) -> list[str]:
+    """The names of a comma-separated list, each once."""
+    return sorted({name.strip() for name in text.split(",") if name.strip()})
+
+
+@contextmanager
+def only_one(directory: Path) -> Iterator[None]:
+    """Keep other processes of this user from writing the same model. Raises OutputError."""
     name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()
     with locked(cache_directory() / "builds" / f"{name}.lock"):
+        yield
+
+
+def add_engines(directory: Path, targets: Sequence[str], precision: Precision) -> Manifest:
+    """Build engines into an exported model: they take their places, and the manifest is replaced, when all are built.
+    Raises ExportError, ModelError, OutputError and OSError.
+    """
+    if unknown := sorted(set(targets) - FAMILIES.keys()):
+        raise ExportError(f"--targets {', '.join(unknown)} is unknown; known: {', '.join(FAMILIES)}.")
+    try:
+        directory = directory.resolve()
+    except RuntimeError as error:  # of a loop of links, before Python 3.13
+        raise ExportError(f"{directory} cannot be followed: {error}.") from error
+    # Two builds of one directory would each lose the other's engines from the manifest.
+    with only_one(directory):
         return _add_engines(directory, targets, precision)
 
 
@@ -346,18 +381,39 @@ def _add_engines(directory: Path, targets: Sequence[str], precision: Precision) 
             f"{directory} has no {precision} graphs: export it with --precision {precision} first."
         )
     for graph in manifest.graphs.values():
-        for name, sha256 in graph.files.items():
-            verified(directory, name, sha256)
-    built = build_engines(
-        directory, manifest.graphs, precision, targets, say=lambda line: print(line, file=sys.stderr)
-    )
-    files = {engine.file for engine in built}
-    kept = tuple(engine for engine in manifest.engines if engine.file not in files)
-    manifest = msgspec.structs.replace(manifest, engines=kept + built)
-    building = directory / f".{FILE_NAME}"
-    building.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-    building.replace(directory / FILE_NAME)
+        verified_graph(directory, graph)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".engines.") as name:
+        building = Path(name)
+        built = build_engines(
+            directory,
+            manifest.graphs,
+            precision,
+            targets,
+            say=lambda line: print(line, file=sys.stderr),
+            into=building,
+        )
+        kept = [engine for engine in manifest.engines if _stays(directory, engine, built)]
+        manifest = msgspec.structs.replace(manifest, engines=(*kept, *built))
+        encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+        (building / FILE_NAME).write_bytes(encoded)
+        with signals_after():
+            for engine in built:
+                (building / engine.file).replace(directory / engine.file)
+            (building / FILE_NAME).replace(directory / FILE_NAME)
     return manifest
+
+
+def _stays(directory: Path, engine: Engine, built: Sequence[Engine]) -> bool:
+    """Whether an engine that was there stays listed: none of its kind was built, and its file is what it was."""
+    if any(
+        (e.graph, e.backend, e.precision) == (engine.graph, engine.backend, engine.precision) for e in built
+    ):
+        return False
+    try:
+        verified(directory, engine.file, engine.sha256)
+    except ModelError:
+        return False
+    return engine.file not in {new.file for new in built}
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from streamtalk.errors import OutputError
 from streamtalk.manifest import (
     AUDIO_ENCODER,
     FILE_NAME,
@@ -35,7 +37,7 @@ from streamtalk_export.certificate import PROBE_SECONDS, certify
 from streamtalk_export.config import SAMPLE_RATE, Sampler
 from streamtalk_export.drive import Probe
 from streamtalk_export.eight_bit import GRAPHS as INT8_GRAPHS
-from streamtalk_export.engines import build_engines
+from streamtalk_export.engines import build_engines, only_one
 from streamtalk_export.errors import ExportError
 from streamtalk_export.graphs import ConditionPredictor, Frame, NewestFrameDecoder, diffusion_head
 from streamtalk_export.hubert import HubertEncoder
@@ -197,11 +199,11 @@ def export_model(
                 manifest, graphs=_with_reduced(directory, graphs, kinds, tuple(graphs))
             )
 
-        def built() -> tuple[Engine, ...]:
+        def built(graphs: dict[str, Graph]) -> dict[str, Engine]:
             wanted = settings.targets, settings.compute_capabilities
-            return build_engines(directory, manifest.graphs, precision, *wanted, say)
+            return {e.file: e for e in build_engines(directory, graphs, precision, *wanted, say)}
 
-        engines = built()  # before the long checks: a graph that does not build is found in seconds
+        engines = built(manifest.graphs)  # before the long checks: what does not build is found in seconds
         # Graphs of many slots are judged by those of one voice, and then only held to them.
         single, alone = directory, manifest
         if settings.batch > 1:
@@ -231,13 +233,21 @@ def export_model(
             say(f"checking {precision} against fp32 over {STREAM_SECONDS} s of audio")
             lines = certify_reduced(single, alone, identity, kinds)
             if "fp16" in kinds and (missed := _missed(lines, "fp16")):
-                say(
-                    f"float16 misses its bound ({missed}): only the audio encoder has it, all else stays float32"
+                say(f"float16 misses its bound ({missed}): it is kept in the audio encoder alone")
+                exact = _exact_frames(directory, manifest)
+                alone_exact = exact if single == directory else _exact_frames(single, alone)
+                manifest = msgspec.structs.replace(
+                    manifest, float32_frames=True, graphs=manifest.graphs | exact
                 )
-                manifest = _with_exact_frames(directory, manifest)
-                alone = manifest if alone.batch == settings.batch else _with_exact_frames(single, alone)
-                engines = built()
-                lines = certify_reduced(single, alone, identity, kinds)
+                alone = msgspec.structs.replace(alone, graphs=alone.graphs | alone_exact)
+                engines |= built(exact)
+                lines = [line for line in lines if line.subject != graph_key(FRAME, "fp16")]
+                lines += certify_reduced(single, alone, identity, ("fp16",))
+                if missed := _missed(lines, "fp16"):
+                    raise ExportError(
+                        f"The audio encoder too is too coarse in float16: {missed}. Nothing was written; export "
+                        "with --precision fp32."
+                    )
             if "fused" in kinds and (missed := _missed(lines, "fused")):
                 say(f"graphs in onnxruntime's own operators miss their bound ({missed}) and are left out")
                 kinds = tuple(kind for kind in kinds if kind != "fused")
@@ -255,7 +265,9 @@ def export_model(
             parity += certify_slots(directory, manifest, found, kinds, parity)
             _enforce(parity)
         probe = Asset(file=PROBE, sha256=sha256_of(directory / PROBE))
-        manifest = msgspec.structs.replace(manifest, parity=tuple(parity), engines=engines, probe=probe)
+        manifest = msgspec.structs.replace(
+            manifest, parity=tuple(parity), engines=tuple(engines.values()), probe=probe
+        )
         encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
         (directory / FILE_NAME).write_bytes(encoded)
     return manifest
@@ -283,18 +295,18 @@ def _with_reduced(
     }
 
 
-def _with_exact_frames(directory: Path, manifest: Manifest) -> Manifest:
-    """With the float16 graphs of all but audio encoders replaced by float32 ones."""
+def _exact_frames(directory: Path, manifest: Manifest) -> dict[str, Graph]:
+    """Replace the float16 graphs of all but audio encoders by float32 ones, under the same names."""
     graphs = manifest.graphs
     names = [
         name for name in graphs if graph_key(name, "fp16") in graphs if name not in (AUDIO_ENCODER, OFFLINE)
     ]
-    kept = {}
+    exact = {}
     for name in names:
         key = graph_key(name, "fp16")
         _remove(directory, graphs[key])  # onnx would add to a file of weights that is there
-        kept[key] = write_reduced(directory, graphs[name], "fp16", exact=True)
-    return msgspec.structs.replace(manifest, graphs=graphs | kept)
+        exact[key] = write_reduced(directory, graphs[name], "fp16", exact=True)
+    return exact
 
 
 def _without(directory: Path, manifest: Manifest, precision: Precision) -> Manifest:
@@ -333,27 +345,53 @@ def _enforce(parity: list[Parity]) -> None:
 @contextmanager
 def _new_directory(out: Path) -> Iterator[Path]:
     """A directory that becomes `out` when the block ends well, and vanishes when it does not."""
-    if out.exists() and not (out.is_dir() and ((out / FILE_NAME).exists() or not any(out.iterdir()))):
-        raise ExportError(f"{out} exists and is not an exported model; name another --out or remove it.")
     try:
+        out = out.resolve()  # a link stays, and what it points to is replaced
+        if out.exists() and not (_is_export(out) or (out.is_dir() and not any(out.iterdir()))):
+            raise ExportError(f"{out} exists and is not an exported model; name another --out or remove it.")
         out.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
         raise ExportError(f"Cannot write to {out.parent}: {error.strerror}.") from error
+    except RuntimeError as error:  # of a loop of links, before Python 3.13
+        raise ExportError(f"Cannot write to {out}: {error}.") from error
     try:
         yield building
         building.chmod(0o755)
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-            out.replace(old)
-            building.replace(out)
-            shutil.rmtree(old)
-        else:
-            building.replace(out)
+        with ExitStack() as stack:
+            with suppress(OutputError):  # nowhere to lock: two at once may then see each other's
+                stack.enter_context(only_one(out))
+            _take_place(building, out)
     except OSError as error:
         raise ExportError(f"Writing {out} failed: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _is_export(directory: Path) -> bool:
+    """Whether a folder holds a manifest of ours, of whatever version: other programs have files of that name."""
+    try:
+        found = json.loads((directory / FILE_NAME).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"schema", "graphs", "checkpoint_sha256"} <= found.keys()
+
+
+def _take_place(building: Path, out: Path) -> None:
+    """Rename a folder to `out`, and remove what was there; or leave all as it is. Raises OSError."""
+    if not out.exists():
+        building.replace(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    try:
+        out.replace(old)
+        try:
+            building.replace(out)
+        except OSError:
+            old.replace(out)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_graphs(

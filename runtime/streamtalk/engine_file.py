@@ -80,8 +80,8 @@ def check_engines(directory: Path, manifest: Manifest, backend: str) -> None:
 
 
 def how_to_build(directory: Path, manifest: Manifest, backend: str) -> str:
-    """The command that builds a model's engines for a backend: from its float16 graphs, which takes no torch, or else by
-    exporting it again.
+    """The command that builds a model's engines for a backend: from its float16 graphs, which takes no torch, or
+    else by exporting it again.
     """
     if graph_key(FRAME, "fp16") in manifest.graphs:
         return f"python -m streamtalk_export.engines {shlex.quote(str(directory))} --targets {backend}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -47,3 +48,40 @@ class Interrupt:
         self.requested = True
         if self._waiting:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that what is half built is cleared away."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with _handlers(end, "SIGTERM", "SIGHUP"):
+        yield
+
+
+@contextmanager
+def signals_after() -> Iterator[None]:
+    """Signals wait for the end: what a handler raises is lost where a library calls Python and drops its exceptions."""
+    came: list[int] = []
+    try:
+        with _handlers(lambda number, _: came.append(number), "SIGINT", "SIGTERM", "SIGHUP"):
+            yield
+    finally:
+        for number in came[:1]:
+            signal.raise_signal(number)
+
+
+@contextmanager
+def _handlers(handler: Any, *names: str) -> Iterator[None]:
+    """Handle these signals, as far as the platform has them, in the main thread: no other receives any."""
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, signal.SIG_DFL if former is None else former)

@@ -122,10 +122,16 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     identity_sha256: str
     blendshapes: Asset | None = None
     graphs: dict[str, Graph]
+    float32_frames: bool = False
+    """Whether float16 was too coarse for all but the audio encoder: then the other fp16 graphs are float32 ones."""
     engines: tuple[Engine, ...] = ()
     probe: Asset | None = None
     """Inputs and expected outputs that an engine must reproduce on a device before it is trusted there."""
     parity: tuple[Parity, ...] = ()
+
+    def told(self, precision: Precision) -> str:
+        """A precision, for people."""
+        return "fp16, frames in fp32" if precision == "fp16" and self.float32_frames else precision
 
     def check(self, where: Path) -> None:
         """Refuse values that no exporter writes. Raises ModelError."""
@@ -185,9 +191,14 @@ def read_manifest(directory: Path) -> Manifest:
 def verified(directory: Path, name: str, expected: str) -> Path:
     """Path of file `name` in `directory` after its SHA-256 was compared. Raises ModelError."""
     path = directory / name
-    if "\0" in name or directory.resolve() not in path.resolve().parents:
+    try:
+        outside = "\0" in name or directory.resolve() not in path.resolve().parents
+        missing = not outside and not path.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links before Python 3.13
+        raise ModelError(f"{name!r} in the manifest cannot be read: {error}. Export again.") from error
+    if outside:
         raise ModelError(f"{name!r} in the manifest points outside {directory}; refusing to load it.")
-    if not path.is_file():
+    if missing:
         raise ModelError(f"{path} is missing; the manifest lists it. Export again.")
     actual = sha256_of(path)
     if actual != expected:
@@ -196,3 +207,12 @@ def verified(directory: Path, name: str, expected: str) -> Path:
             f"{expected[:12]}.... Export again."
         )
     return path
+
+
+def verified_graph(directory: Path, graph: Graph) -> Path:
+    """Path of a graph after all its files were compared with their SHA-256. Raises ModelError."""
+    if graph.file not in graph.files:
+        raise ModelError(f"The manifest gives no SHA-256 for {graph.file}. Export again.")
+    for name, sha256 in graph.files.items():
+        verified(directory, name, sha256)
+    return directory / graph.file

@@ -103,5 +103,5 @@ def test_an_audio_encoder_that_is_too_coarse_is_refused(
 ) -> None:
     damage({"audio_features"})
     assert export(tmp_path / "m") == 2
-    assert "do not reproduce the model: frame.fp16 vertex_error_p99_mm" in capsys.readouterr().err
+    assert "The audio encoder too is too coarse in float16: frame.fp16 vertex_error_p99_mm" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -167,7 +167,7 @@ def test_an_rtx_card(examined: Fake) -> None:
     assert findings["TensorRT-RTX"].todo == "pip install 'streamtalk[rtx]'"
     assert findings["cuda-bindings"].todo == "pip install 'streamtalk[cuda]' 'cuda-bindings<14'"
     assert findings["onnxruntime"].todo == "pip install 'streamtalk[gpu]'"
-    assert "--targets tensorrt_rtx" in findings["model"].todo
+    assert "tensorrt_rtx --precision fp16" in findings["model"].todo
 
 
 def test_a_jetson_takes_the_systems_tensorrt(examined: Fake) -> None:

@@ -189,7 +189,7 @@ def test_a_precision_that_is_computed_wrong_is_passed_over_and_let_go(
     other = Toy(seed=1).write(tmp_path / "other")
     made: list[weakref.ref[Any]] = []
 
-    def card(directory: Path, manifest: Manifest, _: Any, form: Precision) -> Any:
+    def card(directory: Path, _: Manifest, __: Any, form: Precision) -> Any:
         assert not any(backend() for backend in made)
         source = other if form == "fused" else directory
         backend = replace(fake_gpu(source, read_manifest(source)), fingerprint=form)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from streamtalk.backends.contract import compare, declared
 from streamtalk.backends.protocol import Float32, LaneState
 from streamtalk.backends.slots import Counts, Mask, encoder_runs
-from streamtalk.errors import BackendError, MissingDependencyError, ModelError
+from streamtalk.errors import BackendError, MissingDependencyError
 from streamtalk.manifest import (
     AUDIO_ENCODER,
     FRAME,
@@ -20,7 +20,7 @@ from streamtalk.manifest import (
     Precision,
     Tensor,
     graph_key,
-    verified,
+    verified_graph,
 )
 
 NAME = "onnxruntime-cpu"
@@ -215,10 +215,7 @@ def _onnxruntime() -> Any:
 
 
 def _session(runtime: Any, directory: Path, graph: Graph, threads: int) -> Any:
-    for name, sha256 in graph.files.items():
-        verified(directory, name, sha256)
-    if graph.file not in graph.files:
-        raise ModelError(f"The manifest gives no SHA-256 for {graph.file}. Export again.")
+    path = verified_graph(directory, graph)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -226,7 +223,6 @@ def _session(runtime: Any, directory: Path, graph: Graph, threads: int) -> Any:
     # Spinning threads win microseconds and take a core from whoever renders the face.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    path = directory / graph.file
     try:
         session = runtime.InferenceSession(str(path), options, providers=PROVIDERS)
     except Exception as error:  # onnxruntime's own errors share no base class

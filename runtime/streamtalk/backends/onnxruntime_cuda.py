@@ -23,7 +23,7 @@ from streamtalk.cuda.backend import CudaBackend
 from streamtalk.cuda.driver import Driver, Handle, open_driver
 from streamtalk.cuda.engine import Plan, size_bytes
 from streamtalk.errors import BackendError, MissingDependencyError
-from streamtalk.manifest import AUDIO_ENCODER, FRAME, Graph, Manifest, Precision, graph_key, verified
+from streamtalk.manifest import AUDIO_ENCODER, FRAME, Graph, Manifest, Precision, graph_key, verified_graph
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
@@ -57,7 +57,7 @@ def load(directory: Path, manifest: Manifest, form: Precision) -> CudaBackend:
     graphs = [manifest.graphs[graph_key(name, form)] for name in (AUDIO_ENCODER, FRAME)]
     encoder, frame = (CudaSession(runtime, directory, graph, driver) for graph in graphs)
     how = "" if encoder.captured and frame.captured else ", kernel by kernel"
-    kind = "fp16 in its own operators" if form == "fused" else form
+    kind = "fp16 in its own operators" if form == "fused" else manifest.told(form)
     description = f"onnxruntime {runtime.__version__}{how}, {kind}, {driver.description}"
     settings = [f"{session.search}, captured {session.captured}" for session in (encoder, frame)]
     fingerprint = "; ".join([description, driver.build, *settings, *libraries(), *(g.sha256 for g in graphs)])
@@ -90,14 +90,13 @@ class CudaSession:
         self.stream: Handle = driver.stream()
         self.lock = Lock()
         self.numbers = itertools.count(1)
-        for name, sha256 in graph.files.items():
-            verified(directory, name, sha256)
+        path = verified_graph(directory, graph)
         self.session: Any = None
         self.search, self.captured = "", False
         """What it was loaded with."""
         try:
             with driver.current(), _quiet(runtime):
-                self._settle(directory / graph.file)
+                self._settle(path)
         except BaseException:
             self.session = None
             driver.discard([self.stream])

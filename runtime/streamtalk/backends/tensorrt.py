@@ -27,7 +27,7 @@ def load(name: str, directory: Path, manifest: Manifest, precision: Precision) -
     fits = find_engines(directory, manifest, graphs, name, library.version, capability, precision)
     encoder, frame = (library.load(fits[graph], driver) for graph in graphs)
     built = fits[FRAME].engine
-    description = f"{name} {library.version}, {built.precision}, {driver.description}"
+    description = f"{name} {library.version}, {manifest.told(built.precision)}, {driver.description}"
     hashes = ", ".join(fits[graph].engine.sha256 for graph in graphs)
     device = f"{driver.build}; compute capability {capability}"
     fingerprint = f"{description}; {device}; {' '.join(built.flags)}; {hashes}"
