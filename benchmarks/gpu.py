@@ -148,8 +148,7 @@ def loaded(
         if talker is None:
             gc.collect()  # what failed may hold much of the GPU's memory, until its error is gone
             continue
-        # What it prefers to what is measured in its place.
-        for form, reason in talker.choice.passed_over.items():
+        for form, reason in talker.choice.passed_over.items():  # graphs that it would rather have run
             result.skipped[f"{form}, {label}"] = reason.replace(str(folder), "this export")
         backend = talker.choice.backend
         assert isinstance(backend, CudaBackend)
@@ -233,7 +232,7 @@ def one_voice(
             result.rows.append(summary(preset, RELEASED, f"frame-{i}", 0.0, "frame", whole, fps=m.fps))
     if encoder_s:
         result.rows.append(summary(preset, RELEASED, "one-window", 0.0, "audio_encoder", encoder_s))
-    resident = Talker.load(folder, name, download=False)
+    resident = replace(talker, choice=replace(talker.choice, backend=replace(backend, download=False)))
     with opened(resident) as slots:
         waiting: Any = slots
         list(turns(slots, m, m.history, waiting.device_vertices.wait))

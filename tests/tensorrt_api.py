@@ -49,6 +49,11 @@ class _Spoken:
         found = getattr(self._stand_in, name)
         return found if overloads is None else self._call(name, overloads, found)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_"):
+            raise AttributeError(f"{self._kind}.{name} is not set here: {value!r}")
+        super().__setattr__(name, value)
+
     def __str__(self) -> str:
         return str(self._stand_in)
 

@@ -229,11 +229,15 @@ class BatchStream:
 
     def state(self) -> Snapshot:
         """A copy of all state, to go back to with `restore`; a `Stream` of the same model takes it too."""
-        return Snapshot(self._voice.state.copy(), self._slots.state(self.slot, int(self._turn[0])))
+        lane = self._slots.state(self.slot, int(self._turn[0]))
+        return Snapshot(self._voice.state.copy(), lane, self._voice.clock)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot, of this or any other stream of the same model. Statistics are kept."""
-        self._voice.require_open()
+        """Go back to a snapshot, of this or any other stream of the same model. Statistics are kept. Raises
+        StreamError, in which case nothing has changed.
+        """
+        own = self.state()
+        snapshot.require_fit(own.clock, own.lane)
         self._voice.restore(snapshot.stream)
         self._slots.restore(self.slot, int(self._turn[0]), snapshot.lane)
 

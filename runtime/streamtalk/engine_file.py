@@ -55,13 +55,16 @@ class Fit:
     path: Path
 
 
-def check_engines(directory: Path, manifest: Manifest, backend: str) -> None:
-    """Compare the engine files that are listed for a backend with the manifest; takes neither library nor GPU.
+def check_engines(
+    directory: Path, manifest: Manifest, backend: str, precision: Precision | None = None
+) -> None:
+    """Compare the engine files that are listed for a backend, at one precision or all, with the manifest; takes neither
+    library nor GPU.
 
     Raises BackendError where there are none, or where one is missing, cut off, renamed or foreign: `auto` goes on
     to a backend that does not need them.
     """
-    own = [engine for engine in manifest.engines if engine.backend == backend]
+    own = [e for e in manifest.engines if e.backend == backend and precision in (None, e.precision)]
     if not own:
         command = how_to_build(directory, manifest, backend)
         raise BackendError(f"{directory} holds no {backend} engines; build them with `{command}`.")

@@ -10,7 +10,9 @@ from types import TracebackType
 import numpy.typing as npt
 
 from streamtalk.backends import Lane, LaneState
+from streamtalk.clock import Clock
 from streamtalk.cuda.array import DeviceArray, device_vertices
+from streamtalk.errors import StreamError
 from streamtalk.voice import Float32, Frame, StreamState, StreamStats, Voice
 
 __all__ = ["Frame", "Snapshot", "Stream", "StreamState", "StreamStats"]
@@ -22,6 +24,21 @@ class Snapshot:
 
     stream: StreamState
     lane: LaneState
+    clock: Clock
+    """Of the model that it was taken from."""
+
+    def require_fit(self, clock: Clock, own: LaneState) -> None:
+        """Raise StreamError where it is of another model than a stream with this clock and state."""
+        for name in ("features", "kv_cache", "latents"):
+            got, want = getattr(self.lane, name).shape, getattr(own, name).shape
+            if got != want:
+                raise StreamError(
+                    f"This snapshot is of another model: its {name} are {list(got)}, here {list(want)}."
+                )
+        if self.clock != clock:
+            raise StreamError(
+                "This snapshot is of another model, or of one that was exported in another way."
+            )
 
 
 class Stream:
@@ -84,11 +101,14 @@ class Stream:
     def state(self) -> Snapshot:
         """A copy of all state, to go back to with `restore`: for tests and for handing a voice on."""
         state = self._voice.state.copy()
-        return Snapshot(state, self._lane.state(state.frame))
+        return Snapshot(state, self._lane.state(state.frame), self._voice.clock)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot of this stream, or of another of the same model. Statistics are kept."""
-        self._voice.require_open()
+        """Go back to a snapshot of this stream, or of another of the same model. Statistics are kept. Raises
+        StreamError, in which case nothing has changed.
+        """
+        own = self.state()
+        snapshot.require_fit(own.clock, own.lane)
         self._voice.restore(snapshot.stream)
         self._lane.restore(snapshot.stream.frame, snapshot.lane)
         self._generation += 1

@@ -43,7 +43,7 @@ SYMBOLS = (
 
 def main(folders: list[str]) -> None:
     """Record each version in a process of its own."""
-    if not folders:
+    if not folders:  # as one of those processes
         name = next(module for module in MODULES if Path(os.environ["BINDINGS"], module).is_dir())
         module = importlib.import_module(name)
         key = f"{name.removesuffix('_bindings')} {module.__version__}"
@@ -60,7 +60,7 @@ def main(folders: list[str]) -> None:
         for folder in folders:
             paths = {"LD_LIBRARY_PATH": libraries, "PYTHONPATH": folder, "BINDINGS": folder}
             said = subprocess.run(
-                [sys.executable, __file__], env=os.environ | paths, check=True, stdout=-1
+                [sys.executable, __file__], env=os.environ | paths, check=True, stdout=subprocess.PIPE
             ).stdout
             api |= json.loads(said)
     json.dump(api, sys.stdout, indent=1, sort_keys=True)
@@ -87,7 +87,7 @@ def record(trt: Any) -> dict[str, Any]:
 def overloads(docstring: str) -> Iterator[str]:
     """`(a, b=...) -> C` of each line `name(self: X, a: T, b: T = 1) -> module.C`."""
     for line in docstring.splitlines():
-        if heading := re.match(r"(?:\d+\. )?\w+\(self: (.*)\) -> (?:.*\W)?(\w+)$", line):
+        if heading := re.match(r"(?:\d+\. )?\w+\(self: (.*)\) -> (?:.*\W)?(\w+\]*)$", line):
             _, *parameters = split(heading.group(1))
             yield f"({', '.join(map(parameter, parameters))}) -> {heading.group(2)}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from streamtalk.manifest import Parity
+from streamtalk.manifest import FILE_NAME, Parity
 from streamtalk_export import export_model as exporter
 from streamtalk_export.cli import main
+from streamtalk_export.errors import ExportError
 from streamtalk_export.graphs import Frame
 from tests.export.golden import DATA, Driver, Golden, load_golden
 
@@ -53,6 +56,68 @@ def test_a_folder_that_is_no_export_is_left_alone(tmp_path: Path, capsys: pytest
     assert main([*SMALL, "--out", str(tmp_path)]) == 2
     assert "is not an exported model" in capsys.readouterr().err
     assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ['{"name": "A web page"}', "[]", "not JSON"])
+def test_another_programs_manifest_makes_no_export(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    (tmp_path / "index.html").write_text("mine")
+    assert main([*SMALL, "--out", str(tmp_path)]) == 2
+    assert "is not an exported model" in capsys.readouterr().err
+    assert (tmp_path / "index.html").read_text() == "mine"
+
+
+def test_what_a_link_points_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with exporter._new_directory(tmp_path / "link") as building:
+        (building / "new").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "new").exists()
+
+
+def test_what_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / FILE_NAME).write_text('{"schema": 0, "graphs": {}, "checkpoint_sha256": ""}')
+    replace, calls = Path.replace, 0
+
+    def second_fails(self: Path, target: Path) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError(39, "Directory not empty")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", second_fails)
+    with pytest.raises(ExportError, match="Directory not empty"), exporter._new_directory(out):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (out / FILE_NAME).exists()
+
+
+def test_an_interrupted_export_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def terminated(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(exporter, "certify", terminated)
+    assert main([*SMALL, "--out", str(tmp_path / "model"), "--history", "4"]) == 130
+    assert capsys.readouterr().err.endswith("export.py: interrupted; nothing was written.\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--batch", "--history", "--hop", "--decode-window"])
+def test_sizes_that_no_machine_holds_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for value in ("1000000000", "99999999999999999999"):
+        with pytest.raises(SystemExit) as caught:
+            main([*SMALL, option, value])
+        assert caught.value.code == 2
+        assert "must be 1 to 4096" in capsys.readouterr().err
 
 
 def test_a_missed_bound_writes_nothing(

@@ -19,6 +19,7 @@ from streamtalk.manifest import FILE_NAME, Graph, read_manifest, sha256_of
 from streamtalk_export import engines
 from streamtalk_export.cli import main
 from streamtalk_export.engines import FAMILIES, Builder
+from streamtalk_export.engines import main as add
 from streamtalk_export.errors import ExportError
 from streamtalk_export.onnx_file import write_reduced
 from tests.export.golden import DATA, NAMES, Driver, load_golden
@@ -226,3 +227,93 @@ def test_a_missing_library_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_manifest_without_half_graphs_says_so(bundled: Path) -> None:
     with pytest.raises(ExportError, match="export it with --precision fp16 first"):
         engines.add_engines(bundled, [RTX], "fp16")
+
+
+@pytest.fixture
+def copy(built: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(built, tmp_path / "model")
+
+
+def state(directory: Path) -> dict[str, str]:
+    return {path.name: sha256_of(path) for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "sentence"),
+    [
+        (ExportError("no room for the third"), 2, "no room for the third"),
+        (KeyboardInterrupt(), 130, "interrupted; the engines are those that were there"),
+        (OSError(28, "No space left on device"), 2, "No space left on device"),
+    ],
+)
+def test_a_build_that_does_not_end_leaves_the_engines_that_were(
+    problem: BaseException,
+    code: int,
+    sentence: str,
+    copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before, build, builds = state(copy), Builder.build, 0
+
+    def third_fails(*arguments: Any) -> Any:
+        nonlocal builds
+        builds += 1
+        if builds == 3:
+            raise problem
+        return build(*arguments)
+
+    monkeypatch.setattr(Builder, "build", third_fails)
+    assert add([str(copy), "--targets", RTX]) == code
+    assert sentence in capsys.readouterr().err
+    assert builds == 3
+    assert state(copy) == before
+
+
+def test_engines_that_were_replaced_or_damaged_are_no_longer_listed(copy: Path) -> None:
+    manifest = read_manifest(copy)
+    gone = msgspec.structs.replace(manifest.engines[0], file="gone.engine", precision="fp32")
+    renamed = msgspec.structs.replace(manifest.engines[1], file=f"old.{RTX}.engine")
+    shutil.copy(copy / manifest.engines[1].file, copy / renamed.file)
+    engines = (*manifest.engines, gone, renamed)
+    (copy / FILE_NAME).write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, engines=engines)))
+    assert add([str(copy), "--targets", f"{RTX},{RTX}"]) == 0
+    after = read_manifest(copy)
+    assert sorted(e.file for e in after.engines) == sorted(e.file for e in manifest.engines)
+    check_engines(copy, after, RTX)
+    assert not list(copy.glob(".*"))
+
+
+@pytest.mark.parametrize("file", ["../other.onnx", "frame.onnx"])
+def test_a_graph_without_a_hash_builds_nothing(
+    file: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = read_manifest(copy)
+    graph = msgspec.structs.replace(manifest.graphs["frame.fp16"], file=file)
+    changed = msgspec.structs.replace(manifest, graphs={**manifest.graphs, "frame.fp16": graph})
+    (copy / FILE_NAME).write_bytes(msgspec.json.encode(changed))
+    before = state(copy)
+    assert add([str(copy), "--targets", RTX]) == 2
+    assert f"gives no SHA-256 for {file}" in capsys.readouterr().err
+    assert state(copy) == before
+
+
+def test_a_folder_that_cannot_be_followed_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for directory in (tmp_path / "loop", tmp_path / ("x" * 300), tmp_path / "none"):
+        assert add([str(directory), "--targets", RTX]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("streamtalk_export.engines: ") and "Traceback" not in error
+
+
+def test_a_damaged_engine_of_another_precision_is_another_matter(copy: Path) -> None:
+    manifest = read_manifest(copy)
+    others = tuple(
+        msgspec.structs.replace(e, file=f"32.{e.file}", precision="fp32") for e in manifest.engines
+    )
+    both = msgspec.structs.replace(manifest, engines=manifest.engines + others)
+    check_engines(copy, both, RTX, "fp16")
+    with pytest.raises(BackendError, match="is missing"):
+        check_engines(copy, both, RTX, "fp32")

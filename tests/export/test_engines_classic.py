@@ -179,16 +179,19 @@ def test_a_version_that_knows_no_other_typing(use: Any, tmp_path: Path) -> None:
     assert library.told[0] == ("network", 0)
 
 
+@pytest.mark.parametrize("key", CLASSIC)
 @pytest.mark.parametrize(
-    ("library", "sentence"),
+    ("problem", "sentence"),
     [
-        (Library(errors=2), "cannot parse g.onnx: node 0: no importer for operator Det. node 1: no importer"),
-        (Library(plan=None), "cannot build g.onnx: Could not find any implementation for node 7."),
+        ({"errors": 2}, "cannot parse g.onnx: node 0: no importer for operator Det. node 1: no importer"),
+        ({"plan": None}, "cannot build g.onnx: Could not find any implementation for node 7."),
     ],
 )
-def test_the_librarys_own_words(library: Library, sentence: str, use: Any, tmp_path: Path) -> None:
+def test_the_librarys_own_words(
+    key: str, problem: dict[str, Any], sentence: str, use: Any, tmp_path: Path
+) -> None:
     with pytest.raises(ExportError) as caught:
-        use(library).build(tmp_path, "g.fp16", GRAPH)
+        use(Library(key, **problem)).build(tmp_path, "g.fp16", GRAPH)
     assert sentence in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g.onnx"]
 
@@ -215,14 +218,15 @@ def test_it_builds_for_the_gpu_at_hand_only(monkeypatch: pytest.MonkeyPatch) -> 
         Builder("tensorrt", (86,))
 
 
-def test_what_was_measured_is_kept(use: Any, tmp_path: Path) -> None:
-    library = Library()
+@pytest.mark.parametrize("key", CLASSIC)
+def test_what_was_measured_is_kept(key: str, use: Any, tmp_path: Path) -> None:
+    library = Library(key)
     for _ in range(2):
         use(library).build(tmp_path, "g.fp16", GRAPH)
     assert library.measured == [b"", b"+"]
     (file,) = (tmp_path / "cache" / "timings").iterdir()
     assert file.read_bytes() == b"++"
-    library.__version__ = "10.16.0"
+    library.__version__ = "12.0.0"
     use(library).build(tmp_path, "g.fp16", GRAPH)
     assert library.measured == [b"", b"+", b""]
 

@@ -496,6 +496,14 @@ def test_a_voice_moves_between_slots_and_streams(many: Talker) -> None:
         np.testing.assert_allclose(np.array(rest), expected[8:], rtol=0, atol=ROUNDING)
 
 
+def test_a_snapshot_of_another_model_is_refused(many: Talker, tmp_path: Path) -> None:
+    foreign = Talker.load(Toy(history=6).write(tmp_path / "other")).open()
+    with many.batch() as batch:
+        stream = batch.open()
+        with pytest.raises(StreamError, match=r"of another model: its kv_cache are \[2, 2, 2, 6, 2\], here"):
+            stream.restore(foreign.state())
+
+
 def test_figures_are_a_streams_own(many: Talker) -> None:
     with many.batch() as batch:
         busy, idle = batch.open(), batch.open()

@@ -191,6 +191,19 @@ def test_a_snapshot_goes_back_and_moves_to_another_stream(talker: Talker) -> Non
         np.testing.assert_array_equal(np.array(kept(target.flush())), np.array(expected))
 
 
+@pytest.mark.parametrize("other", [Toy(history=6), Toy(decode_window=4), Toy(window_samples=2720)])
+def test_a_snapshot_of_another_model_changes_nothing(other: Toy, talker: Talker, tmp_path: Path) -> None:
+    foreign = Talker.load(other.write(tmp_path / "other")).open(seed=4)
+    kept(foreign.push(speech(SECOND)))
+    pcm = speech(SECOND)
+    expected = whole(talker.open(seed=4), pcm)
+    stream = talker.open(seed=4)
+    first = [frame.vertices.copy() for _, frame in zip(range(7), stream.push(pcm), strict=False)]
+    with pytest.raises(StreamError, match="of another model"):
+        stream.restore(foreign.state())
+    np.testing.assert_array_equal(np.array(first + kept(stream.flush())), expected)
+
+
 BAD_AUDIO: dict[str, tuple[Any, str]] = {
     "nan": (np.array([0, 0, np.nan, np.nan], np.float32), "sample 2 is not a number"),
     "inf": (np.array([0, -np.inf], np.float32), "sample 1 is infinite"),

@@ -19,7 +19,7 @@ def load(name: str, directory: Path, manifest: Manifest, precision: Precision) -
     """Engines of the audio encoder and the frame graph at a precision, on one GPU. Raises BackendError,
     MissingDependencyError and, for an engine that is not what the manifest says, ModelError.
     """
-    check_engines(directory, manifest, name)
+    check_engines(directory, manifest, name, precision)
     library = Library(name)
     driver = open_driver()
     capability = driver.compute_capability

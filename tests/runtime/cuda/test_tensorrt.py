@@ -7,7 +7,7 @@ import sys
 import weakref
 from enum import Enum
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,8 +21,8 @@ from tests.tensorrt_api import RECORDED, RTX, Api, plain
 
 
 class Mode(Enum):
-    INPUT = 0
-    OUTPUT = 1
+    INPUT = "input"
+    OUTPUT = "output"
 
 
 class Kind(Enum):
@@ -32,6 +32,7 @@ class Kind(Enum):
     BOOL = 3
 
 
+DEVICE, HOST = 0, 1  # as `Api.enumeration` numbers them
 KINDS = {"float32": Kind.FLOAT, "int64": Kind.INT64, "bool": Kind.BOOL}
 
 
@@ -42,9 +43,10 @@ class StubEngine:
 
     def __init__(self, tensors: dict[str, tuple[Mode, Kind, tuple[Any, ...]]]) -> None:
         self.tensors, self.runs, self.addresses = tensors, 0, {}  # type: ignore[var-annotated]
-        self.room, self.capturable, self.location, self.fails = True, True, "device", False
+        self.room, self.capturable, self.location, self.fails = True, True, DEVICE, False
         self.num_io_tensors = len(tensors)
-        self.known, self.serialized, self.strategy = b"", 0, ""
+        self.known, self.serialized = b"", 0
+        self.strategy: int | None = None
         self.contexts: list[Any] = []
         self.scratch: list[tuple[int, int]] = []
         self.device_memory_size_v2 = 1000
@@ -61,8 +63,8 @@ class StubEngine:
     def get_tensor_shape(self, name: str) -> tuple[Any, ...]:
         return self.tensors[name][2]
 
-    def get_tensor_location(self, name: str) -> str:
-        return self.location if name == "position" else "device"
+    def get_tensor_location(self, name: str) -> int:
+        return self.location if name == "position" else DEVICE
 
     def create_execution_context(self, runtime_config: Any = None) -> Any:
         self.contexts.append(runtime_config)
@@ -85,7 +87,7 @@ class StubEngine:
     def create_runtime_config(self) -> Any:
         return self
 
-    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+    def set_execution_context_allocation_strategy(self, strategy: int) -> None:
         self.strategy = strategy
 
     def create_runtime_cache(self) -> Any:
@@ -149,10 +151,12 @@ def library(
 
     module: Any = ModuleType(api.name)
     module.__version__ = api.version
+    assert {mode.name for mode in Mode} <= set(api.recorded["TensorIOMode"].split())
+    assert {kind.name for kind in Kind} <= set(api.recorded["DataType"].split())
     module.ILogger, module.TensorIOMode = Logger, Mode
     module.Runtime = lambda logger: api.speak("Runtime", Runtime(logger))
-    module.TensorLocation = SimpleNamespace(DEVICE="device")
-    module.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
+    module.TensorLocation = api.enumeration("TensorLocation")
+    module.ExecutionContextAllocationStrategy = api.enumeration("ExecutionContextAllocationStrategy")
     monkeypatch.setitem(sys.modules, api.name, module)
     return Library(api.name)
 
@@ -214,7 +218,7 @@ def test_a_library_that_does_not_start_is_a_sentence(fit: Fit, monkeypatch: pyte
 def test_a_tensor_in_host_memory_is_refused(
     fit: Fit, stub: StubEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stub.location = "host"
+    stub.location = HOST
     with pytest.raises(BackendError, match="wants position in host memory"):
         library(monkeypatch, stub).load(fit, FakeDriver())
 
@@ -228,7 +232,7 @@ def test_scratch_memory_is_the_lanes_and_goes_back(
     driver, can_be_told = FakeDriver(), key != "tensorrt 10.3.0"
     loaded = library(monkeypatch, stub, key).load(fit, driver)
     run = loaded.bind({}, 7)
-    assert stub.strategy == ("user managed" if can_be_told else "")
+    assert stub.strategy == (2 if can_be_told else None)
     assert stub.scratch == [(address, 1000) for address in driver.memory]
     assert len(stub.scratch) == can_be_told
     run.close()
