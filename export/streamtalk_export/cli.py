@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -127,8 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         began = time.perf_counter()
-        with ended_by_signals():
-            out, manifest = run(arguments)
+        with ended_by_signals() as check:
+            out, manifest = run(arguments, check)
     except KeyboardInterrupt:
         print("export.py: interrupted; nothing was written.", file=sys.stderr)
         return 130
@@ -143,8 +143,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(arguments: argparse.Namespace) -> tuple[Path, Manifest]:
-    """Export as the parsed arguments say; returns the directory and its manifest. Raises ExportError."""
+def run(arguments: argparse.Namespace, check: Callable[[], None] = lambda: None) -> tuple[Path, Manifest]:
+    """Export as the parsed arguments say; returns the directory and its manifest. `check` is called before each step,
+    and may end it by what it raises. Raises ExportError.
+    """
     bundled = all(getattr(arguments, name) is None for name in ("checkpoint", "random_weights", "config"))
     if bundled and not (BUNDLED / "model.safetensors").is_file():
         raise ExportError(
@@ -201,6 +203,7 @@ def run(arguments: argparse.Namespace) -> tuple[Path, Manifest]:
     )
 
     def say(line: str) -> None:
+        check()
         print(line, file=sys.stderr, flush=True)
 
     return out, export_model(model, identities, out, settings, digest, say)

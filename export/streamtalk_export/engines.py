@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
+import shutil
 import sys
 import tempfile
 import time
@@ -48,6 +49,8 @@ Say = Callable[[str], None]
 Target = Literal["tensorrt", "tensorrt_rtx"]
 
 TIMINGS = "timings"
+BUILDING = ".engines."
+"""Beginning of the names of folders that engines are built in, beside those they replace."""
 TURING = 75
 DYNAMIC_SAMPLES = (3200, 32000, 960000)
 """Least, usual and most samples of a graph whose length is not fixed: the offline encoder, up to a minute."""
@@ -382,7 +385,9 @@ def _add_engines(directory: Path, targets: Sequence[str], precision: Precision) 
         )
     for graph in manifest.graphs.values():
         verified_graph(directory, graph)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".engines.") as name:
+    for left in directory.glob(f"{BUILDING}*"):  # by a build that was killed: the lock is ours
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=BUILDING) as name:
         building = Path(name)
         built = build_engines(
             directory,

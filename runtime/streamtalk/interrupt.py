@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -51,14 +51,22 @@ class Interrupt:
 
 
 @contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that what is half built is cleared away."""
+def ended_by_signals() -> Iterator[Callable[[], None]]:
+    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, so that what is half built is cleared away. Gives a function
+    to be called now and then, which raises it again: Python drops what is raised within a destructor.
+    """
+    came: list[int] = []
 
-    def end(_number: int, _frame: FrameType | None) -> None:
+    def end(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
         raise KeyboardInterrupt
 
-    with _handlers(end, "SIGTERM", "SIGHUP"):
-        yield
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    with _handlers(end, "SIGINT", "SIGTERM", "SIGHUP"):
+        yield check
 
 
 @contextmanager

@@ -275,6 +275,7 @@ def test_engines_that_were_replaced_or_damaged_are_no_longer_listed(copy: Path) 
     gone = msgspec.structs.replace(manifest.engines[0], file="gone.engine", precision="fp32")
     renamed = msgspec.structs.replace(manifest.engines[1], file=f"old.{RTX}.engine")
     shutil.copy(copy / manifest.engines[1].file, copy / renamed.file)
+    (copy / ".engines.killed").mkdir()
     engines = (*manifest.engines, gone, renamed)
     (copy / FILE_NAME).write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, engines=engines)))
     assert add([str(copy), "--targets", f"{RTX},{RTX}"]) == 0

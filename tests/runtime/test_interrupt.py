@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -31,6 +32,25 @@ def test_a_signal_waits_for_a_library_to_return(number: int) -> None:
             ended.append("the library")
         ended.append("what follows it")
     assert ended == ["the library"]
+
+
+def test_what_a_destructor_swallowed_is_raised_at_the_next_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    swallowed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", swallowed.append)
+
+    class Deaf:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    ended = []
+    with pytest.raises(KeyboardInterrupt), ended_by_signals() as check:
+        check()
+        Deaf()
+        ended.append("the destructor")
+        check()
+        ended.append("the next step")
+    assert ended == ["the destructor"]
+    assert len(swallowed) == 1
 
 
 def test_without_a_signal_nothing_is_raised() -> None:
