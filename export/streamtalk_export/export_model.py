@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from streamtalk.errors import OutputError
+from streamtalk.interrupt import signals_after
 from streamtalk.manifest import (
     AUDIO_ENCODER,
     FILE_NAME,
@@ -383,15 +384,18 @@ def _take_place(building: Path, out: Path) -> None:
         building.replace(out)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-    try:
-        out.replace(old)
+    with signals_after():
+        try:
+            out.replace(old)
+        except OSError:
+            old.rmdir()
+            raise
         try:
             building.replace(out)
         except OSError:
             old.replace(out)
             raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_graphs(

@@ -16,6 +16,8 @@ from streamtalk.errors import ModelError
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
+LARGEST = 2**31
+"""Above every size and count."""
 
 LANDMARKS = ("lip_pairs", "mouth_corners", "lids")
 """Arrays of vertex numbers in the identity file, each where the face names it: inner upper and lower lip [n, 2],
@@ -140,8 +142,10 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
             "window_samples hop history decode_window period steps metres_per_unit"
         )
         for field in positive.split():
-            if getattr(self, field) <= 0:
-                raise ModelError(f"{where}: {field} must be positive; it is {getattr(self, field)}.")
+            if not 0 < getattr(self, field) < LARGEST:
+                raise ModelError(
+                    f"{where}: {field} must be positive and below {LARGEST}; it is {getattr(self, field)}."
+                )
         if self.encoder_batch > self.batch:
             raise ModelError(f"{where}: encoder_batch {self.encoder_batch} is more than batch {self.batch}.")
         last_frame = -(-(self.hop - 1) * self.sample_rate // self.fps)

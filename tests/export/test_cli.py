@@ -79,20 +79,21 @@ def test_what_a_link_points_to_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "real" / "new").exists()
 
 
-def test_what_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failing", [1, 2])
+def test_what_cannot_be_replaced_stays(failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "model"
     out.mkdir()
     (out / FILE_NAME).write_text('{"schema": 0, "graphs": {}, "checkpoint_sha256": ""}')
     replace, calls = Path.replace, 0
 
-    def second_fails(self: Path, target: Path) -> Path:
+    def fails(self: Path, target: Path) -> Path:
         nonlocal calls
         calls += 1
-        if calls == 2:
+        if calls == failing:
             raise OSError(39, "Directory not empty")
         return replace(self, target)
 
-    monkeypatch.setattr(Path, "replace", second_fails)
+    monkeypatch.setattr(Path, "replace", fails)
     with pytest.raises(ExportError, match="Directory not empty"), exporter._new_directory(out):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

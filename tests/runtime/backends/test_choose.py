@@ -248,6 +248,7 @@ def test_graphs_must_be_what_the_manifest_says(copy: Path, tmp_path: Path) -> No
         ),
         (lambda m: msgspec.structs.replace(m, identity="../identity.npz"), "outside"),
         (lambda m: msgspec.structs.replace(m, fps=0), "fps must be positive"),
+        (lambda m: msgspec.structs.replace(m, period=10**19), "period must be positive and below"),
         (lambda m: msgspec.structs.replace(m, encoder_batch=2), "encoder_batch 2 is more than batch 1"),
         (lambda m: msgspec.structs.replace(m, schema=99), "schema 99"),
     ],
