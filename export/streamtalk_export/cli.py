@@ -152,7 +152,7 @@ def run(arguments: argparse.Namespace, check: Callable[[], None] = lambda: None)
         raise ExportError(
             f"No bundled model in {BUNDLED}; give --config with --checkpoint or --random-weights."
         )
-    targets = set(targets_of(arguments.targets))
+    targets = targets_of(arguments.targets)
     if unknown := targets - {"onnx", *FAMILIES}:
         raise ExportError(
             f"--targets {', '.join(sorted(unknown))} is unknown; known: onnx, {', '.join(FAMILIES)}."

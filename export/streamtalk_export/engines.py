@@ -15,8 +15,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,11 +24,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from streamtalk.cache import cache_directory, locked, remember, remembered, replace_file
+from streamtalk.cache import cache_directory, locked, remember, remembered
 from streamtalk.cuda.driver import Driver, open_driver
 from streamtalk.cuda.tensorrt import error_words
 from streamtalk.engine_file import RTX_HEADER_BYTES, read_rtx_header
-from streamtalk.errors import ModelError, OutputError, StreamTalkError
+from streamtalk.errors import ModelError, StreamTalkError
 from streamtalk.interrupt import ended_by_signals, signals_after
 from streamtalk.manifest import (
     FILE_NAME,
@@ -292,7 +292,7 @@ def build_engines(
     ExportError.
     """
     engines = []
-    for target in sorted(set(targets)):
+    for target in sorted(targets):
         builder = Builder(target, compute_capabilities)
         for name, graph in graphs.items():
             if graph.precision != precision:
@@ -311,12 +311,11 @@ def _joined(words: Iterable[str]) -> str:
 
 
 def _write(file: Path, plan: Any) -> None:
-    """Write the engine whole or not at all."""
+    """Write an engine. The folder that it is built in takes its place only when all is there."""
     try:
-        replace_file(file, memoryview(plan))
-        file.chmod(0o644)
-    except OutputError as error:
-        raise ExportError(str(error)) from error
+        file.write_bytes(memoryview(plan))
+    except OSError as error:
+        raise ExportError(f"Writing {file} failed: {error.strerror or error}.") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -349,20 +348,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def targets_of(text: str) -> list[str]:
-    """The names of a comma-separated list, each once."""
-    return sorted({name.strip() for name in text.split(",") if name.strip()})
+def targets_of(text: str) -> set[str]:
+    """The names of a comma-separated list."""
+    return {name.strip() for name in text.split(",") if name.strip()}
 
 
-@contextmanager
-def only_one(directory: Path) -> Iterator[None]:
-    """Keep other processes of this user from writing the same model. Raises OutputError."""
+def only_one(directory: Path) -> AbstractContextManager[None]:
+    """Keeps other processes of this user from writing the same model. Entering it raises OutputError."""
     name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()
-    with locked(cache_directory() / "builds" / f"{name}.lock"):
-        yield
+    return locked(cache_directory() / "builds" / f"{name}.lock")
 
 
-def add_engines(directory: Path, targets: Sequence[str], precision: Precision) -> Manifest:
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write the manifest of a model that is complete. Raises OSError."""
+    encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    (directory / FILE_NAME).write_bytes(encoded)
+
+
+def add_engines(directory: Path, targets: Collection[str], precision: Precision) -> Manifest:
     """Build engines into an exported model: they take their places, and the manifest is replaced, when all are built.
     Raises ExportError, ModelError, OutputError and OSError.
     """
@@ -377,7 +380,7 @@ def add_engines(directory: Path, targets: Sequence[str], precision: Precision) -
         return _add_engines(directory, targets, precision)
 
 
-def _add_engines(directory: Path, targets: Sequence[str], precision: Precision) -> Manifest:
+def _add_engines(directory: Path, targets: Collection[str], precision: Precision) -> Manifest:
     manifest = read_manifest(directory)
     if graph_key("frame", precision) not in manifest.graphs:
         raise ExportError(
@@ -399,8 +402,7 @@ def _add_engines(directory: Path, targets: Sequence[str], precision: Precision) 
         )
         kept = [engine for engine in manifest.engines if _stays(directory, engine, built)]
         manifest = msgspec.structs.replace(manifest, engines=(*kept, *built))
-        encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-        (building / FILE_NAME).write_bytes(encoded)
+        write_manifest(building, manifest)
         with signals_after():
             for engine in built:
                 (building / engine.file).replace(directory / engine.file)

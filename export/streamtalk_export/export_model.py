@@ -38,7 +38,7 @@ from streamtalk_export.certificate import PROBE_SECONDS, certify
 from streamtalk_export.config import SAMPLE_RATE, Sampler
 from streamtalk_export.drive import Probe
 from streamtalk_export.eight_bit import GRAPHS as INT8_GRAPHS
-from streamtalk_export.engines import build_engines, only_one
+from streamtalk_export.engines import build_engines, only_one, write_manifest
 from streamtalk_export.errors import ExportError
 from streamtalk_export.graphs import ConditionPredictor, Frame, NewestFrameDecoder, diffusion_head
 from streamtalk_export.hubert import HubertEncoder
@@ -269,8 +269,7 @@ def export_model(
         manifest = msgspec.structs.replace(
             manifest, parity=tuple(parity), engines=tuple(engines.values()), probe=probe
         )
-        encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-        (directory / FILE_NAME).write_bytes(encoded)
+        write_manifest(directory, manifest)
     return manifest
 
 

@@ -236,8 +236,7 @@ class BatchStream:
         """Go back to a snapshot, of this or any other stream of the same model. Statistics are kept. Raises
         StreamError, in which case nothing has changed.
         """
-        own = self.state()
-        snapshot.require_fit(own.clock, own.lane)
+        snapshot.require_fit(self.state())
         self._voice.restore(snapshot.stream)
         self._slots.restore(self.slot, int(self._turn[0]), snapshot.lane)
 

@@ -24,7 +24,7 @@ def cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "streamtalk"
 
 
-def replace_file(path: Path, content: bytes | memoryview) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write `path` whole or not at all, whoever reads it meanwhile. Raises OutputError."""
     building = ""
     try:

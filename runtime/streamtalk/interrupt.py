@@ -10,6 +10,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ENDS = (*SIGNALS, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
+"""What ends a program that builds something: those, and a terminal that goes away."""
 
 
 class Interrupt:
@@ -65,7 +67,7 @@ def ended_by_signals() -> Iterator[Callable[[], None]]:
         if came:
             raise KeyboardInterrupt
 
-    with _handlers(end, "SIGINT", "SIGTERM", "SIGHUP"):
+    with _ends_to(end):
         yield check
 
 
@@ -74,7 +76,7 @@ def signals_after() -> Iterator[None]:
     """Signals wait for the end: what a handler raises is lost where a library calls Python and drops its exceptions."""
     came: list[int] = []
     try:
-        with _handlers(lambda number, _: came.append(number), "SIGINT", "SIGTERM", "SIGHUP"):
+        with _ends_to(lambda number, _: came.append(number)):
             yield
     finally:
         for number in came[:1]:
@@ -82,11 +84,9 @@ def signals_after() -> Iterator[None]:
 
 
 @contextmanager
-def _handlers(handler: Any, *names: str) -> Iterator[None]:
-    """Handle these signals, as far as the platform has them, in the main thread: no other receives any."""
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
+def _ends_to(handler: Any) -> Iterator[None]:
+    """Let `handler` have `ENDS`, in the main thread: no other receives any."""
+    numbers = ENDS if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield

@@ -27,15 +27,15 @@ class Snapshot:
     clock: Clock
     """Of the model that it was taken from."""
 
-    def require_fit(self, clock: Clock, own: LaneState) -> None:
-        """Raise StreamError where it is of another model than a stream with this clock and state."""
+    def require_fit(self, own: Snapshot) -> None:
+        """Raise StreamError where it is of another model than a stream's `own`."""
         for name in ("features", "kv_cache", "latents"):
-            got, want = getattr(self.lane, name).shape, getattr(own, name).shape
+            got, want = getattr(self.lane, name).shape, getattr(own.lane, name).shape
             if got != want:
                 raise StreamError(
                     f"This snapshot is of another model: its {name} are {list(got)}, here {list(want)}."
                 )
-        if self.clock != clock:
+        if self.clock != own.clock:
             raise StreamError(
                 "This snapshot is of another model, or of one that was exported in another way."
             )
@@ -107,8 +107,7 @@ class Stream:
         """Go back to a snapshot of this stream, or of another of the same model. Statistics are kept. Raises
         StreamError, in which case nothing has changed.
         """
-        own = self.state()
-        snapshot.require_fit(own.clock, own.lane)
+        snapshot.require_fit(self.state())
         self._voice.restore(snapshot.stream)
         self._lane.restore(snapshot.stream.frame, snapshot.lane)
         self._generation += 1

@@ -10,7 +10,6 @@ What is read is what pybind11 writes into docstrings.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import re
