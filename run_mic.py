@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from streamtalk.cli import run_mic
+from streamtalk.app.cli import run_mic
 
 if __name__ == "__main__":
     sys.exit(run_mic(engine=Path(__file__).parent / "engines" / "bundled"))

@@ -27,7 +27,7 @@ from benchmarks.budget_model import Prediction, Setup, catalogue, predict
 from benchmarks.budget_report import markdown
 from benchmarks.latency_rows import GPU_SYSTEMS, batch_of, hardware
 from streamtalk import StreamTalkError, UsageError
-from streamtalk.manifest import Manifest, read_manifest
+from streamtalk.model import Manifest, read_manifest
 from streamtalk_export.errors import ExportError
 from streamtalk_export.half import to_half
 

@@ -36,9 +36,9 @@ from benchmarks.latency_targets import Target
 from benchmarks.latency_targets import table as targets_table
 from benchmarks.released import Released, Seconds, timed
 from streamtalk import StreamTalkError, Talker
-from streamtalk.cuda.backend import CudaBackend
-from streamtalk.cuda.driver import open_driver
-from streamtalk.trust import measure, read_probe
+from streamtalk.backends.cuda.backend import CudaBackend
+from streamtalk.backends.cuda.driver import open_driver
+from streamtalk.backends.probe import measure, read_probe
 from streamtalk_export.checkpoint import random_model
 from streamtalk_export.config import load_config
 from streamtalk_export.hubert import hubert_config

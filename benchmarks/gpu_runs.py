@@ -15,13 +15,13 @@ import numpy.typing as npt
 from streamtalk import Talker
 from streamtalk.backends import onnxruntime_cuda
 from streamtalk.backends.slots import Slots
-from streamtalk.cuda.backend import CudaBackend
-from streamtalk.cuda.driver import Driver, Handle
-from streamtalk.cuda.engine import DeviceEngine, Plan, size_bytes
-from streamtalk.cuda.tensorrt import Library
-from streamtalk.engine_file import find_engines
+from streamtalk.backends.cuda.backend import CudaBackend
+from streamtalk.backends.cuda.driver import Driver, Handle
+from streamtalk.backends.cuda.engine import DeviceEngine, Plan, size_bytes
+from streamtalk.backends.cuda.tensorrt import Library
+from streamtalk.backends.engine_file import find_engines
 from streamtalk.errors import BackendError
-from streamtalk.manifest import AUDIO_ENCODER, FRAME, Manifest, graph_key
+from streamtalk.model import AUDIO_ENCODER, FRAME, Manifest, graph_key
 
 Seconds = npt.NDArray[np.float64]
 SEED = 0

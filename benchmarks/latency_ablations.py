@@ -14,7 +14,7 @@ from benchmarks.latency_rows import CPU, INT8, NO_CACHE, ONE_THREAD, WHOLE_WINDO
 from benchmarks.latency_runs import GraphRun, Seconds, stage_runs, streamed
 from benchmarks.latency_subject import PARITY, SEED, ParityError, Subject, exported
 from streamtalk import Talker
-from streamtalk.manifest import FRAME, graph_key, read_manifest
+from streamtalk.model import FRAME, graph_key, read_manifest
 from streamtalk_export.eight_bit import GRAPHS
 from streamtalk_export.network import DiffusionNetwork
 from streamtalk_export.onnx_file import write_graph

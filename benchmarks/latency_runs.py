@@ -16,7 +16,7 @@ from benchmarks.latency_rows import STAGES
 from benchmarks.latency_subject import SEED, speech
 from streamtalk import Talker
 from streamtalk.backends import Lane
-from streamtalk.manifest import Manifest, Precision, graph_key
+from streamtalk.model import Manifest, Precision, graph_key
 
 WARM_UP_FRAMES = 8
 Seconds = npt.NDArray[np.float64]

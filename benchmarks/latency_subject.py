@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.released import Released
 from streamtalk import StreamTalkError
-from streamtalk.audio.files import read_mono
-from streamtalk.manifest import Manifest, read_manifest, sha256_of
+from streamtalk.app.audio.files import read_mono
+from streamtalk.model import Manifest, read_manifest, sha256_of
 from streamtalk_export import cli as export_cli
 from streamtalk_export.checkpoint import load_model, random_model
 from streamtalk_export.config import load_config

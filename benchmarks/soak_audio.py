@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtalk import StreamTalkError
-from streamtalk.audio.files import read_mono
+from streamtalk.app.audio.files import read_mono
 
 Samples = npt.NDArray[np.float32]
 

@@ -1,5 +1,6 @@
-"""TensorRT's Python interface, version by version, for tests without it: what a stand-in is asked through `Api` must be
-there in that version, and be asked as its bindings want it.
+"""TensorRT's Python interface, version by version, for tests without the library.
+
+`Api` wraps a stand-in: a member that this version lacks is missing, and a call takes the bindings' arguments.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ class Api:
         self.recorded = RECORDED[key]
 
     def speak(self, kind: str, stand_in: Any) -> Any:
-        """The stand-in as an object of class `kind`: what that lacks in this version is missing (AttributeError), and
-        a call whose arguments none of its overloads takes is a TypeError, as of the bindings.
+        """Wrap a stand-in as an object of class `kind`.
+
+        Raises AttributeError for a member that this version lacks, and TypeError for a call that no overload takes.
         """
         return _Spoken(self, ALIASES.get(kind, kind), stand_in)
 
     def enumeration(self, kind: str) -> Any:
-        """An enumeration's names, as attributes that are numbered in their alphabetical order."""
+        """Return an enumeration's names as attributes, numbered in alphabetical order."""
         return SimpleNamespace(**{name: number for number, name in enumerate(self.recorded[kind].split())})
 
 
@@ -50,9 +52,14 @@ class _Spoken:
         return found if overloads is None else self._call(name, overloads, found)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_"):
-            raise AttributeError(f"{self._kind}.{name} is not set here: {value!r}")
-        super().__setattr__(name, value)
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+            return
+        if self._api.recorded[self._kind].get(name, "missing") is not None:
+            raise AttributeError(
+                f"{self._kind} of {self._api.name} {self._api.version} has no property {name}"
+            )
+        setattr(self._stand_in, name, value)
 
     def __str__(self) -> str:
         return str(self._stand_in)
@@ -72,7 +79,7 @@ class _Spoken:
 
 
 def plain(spoken: Any) -> Any:
-    """The stand-in behind what `Api.speak` gave, anything else as it is."""
+    """Return the stand-in behind an object of `Api.speak`; anything else unchanged."""
     return spoken._stand_in if isinstance(spoken, _Spoken) else spoken
 
 

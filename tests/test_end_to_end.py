@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from streamtalk import Talker
-from streamtalk.cli import run_mic
-from streamtalk.manifest import LANDMARKS
+from streamtalk.app.cli import run_mic
+from streamtalk.model import LANDMARKS
 from streamtalk_export.blendshapes import ARKIT_NAMES
 from streamtalk_export.cli import main
 from streamtalk_export.model import stream_frames

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from streamtalk.manifest import Parity
+from streamtalk.model import Parity
 from streamtalk_export.errors import ExportError
 from streamtalk_export.vqvae import VQDecoder
 
@@ -80,7 +80,7 @@ class WeightMatrix:
             "rebuilt_vertices_rms_mm": float(np.sqrt(np.square(distance_mm).mean())),
         }
         return [
-            Parity(subject="blendshapes", quantity=name, frames=len(offsets), measured=value, bound=None)
+            Parity(graph="blendshapes", measure=name, frames=len(offsets), value=value, bound=None)
             for name, value in figures.items()
         ]
 

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from streamtalk.interrupt import ended_by_signals
-from streamtalk.manifest import Manifest, sha256_of
+from streamtalk import StreamTalkError, check_builder, ended_by_signals
+from streamtalk.model import Manifest, sha256_of
 from streamtalk_export.checkpoint import load_model, random_model
 from streamtalk_export.config import PRESETS, SPEAKERS, ModelConfig, load_config
-from streamtalk_export.engines import FAMILIES, Builder, targets_of
 from streamtalk_export.errors import ExportError
 from streamtalk_export.export_model import Identities, Settings, export_model
 from streamtalk_export.hubert import hubert_config
@@ -22,8 +21,10 @@ from streamtalk_export.templates import Mesh, read_faces, read_templates
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLED = ROOT / "models" / "bundled"
+TARGETS = ("onnx", "tensorrt", "tensorrt_rtx")
+BUNDLED_ROWS = (8,)
 MOST = 4096
-"""Of frames, steps and voices. Tables of the predictor grow with the square of its history."""
+"""Of frames, steps and rows. Tables of the predictor grow with the square of its history."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,39 +58,36 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--decode-window", type=_count, metavar="N", help="latents the decoder sees (default: history)"
     )
-    p.add_argument("--hop", type=_count, metavar="N", help="frames for each run of the audio encoder")
+    p.add_argument("--hop", type=_count, metavar="N", help="frames that one window of audio serves, computed together")
     p.add_argument("--audio-context", type=_amount, metavar="S", help="seconds of past audio in a window")
     p.add_argument(
         "--lookahead", type=_amount, metavar="MS", help="milliseconds of audio after a hop's last frame"
     )
     p.add_argument("--steps", type=_count, metavar="N", help="denoising steps")
     p.add_argument("--sampler", choices=("ddim", "ddim_legacy"))
-    p.add_argument("--batch", type=_count, default=1, metavar="N", help="voices a graph serves at once")
     p.add_argument(
-        "--encoder-batch",
+        "--batch",
         type=_count,
+        nargs="+",
         metavar="N",
-        help="windows a run of the audio encoder hears (default: the batch); a hop's share of many voices",
+        help="rows of further hop graphs, for many streams in one launch (default: the bundled model's 8)",
     )
     p.add_argument(
         "--no-fold", action="store_true", help="unroll a linear head's steps instead of folding them"
     )
     p.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "int8"),
+        choices=("fp32", "fp16"),
         default="fp32",
-        help="fp16 writes float16 graphs as well, builds the engines from them, and writes those that onnxruntime runs "
-        "on a GPU; int8 writes graphs with 8-bit weights, which the CPU backend then runs",
+        help="fp16 writes float16 hop graphs as well, and builds the engines from them",
     )
-    p.add_argument(
-        "--targets", default="onnx", metavar="LIST", help=f"onnx, {', '.join(FAMILIES)}: what to build"
-    )
+    p.add_argument("--targets", default="onnx", metavar="LIST", help=f"{', '.join(TARGETS)}: what to build")
     p.add_argument(
         "--compute-capability",
         type=_capabilities,
         default=(),
         metavar="LIST",
-        help="GPUs that tensorrt_rtx builds for, such as 75,86,89,120 (default: all that it knows)",
+        help="GPUs that tensorrt_rtx builds for, such as 86,89,120 (default: all that it knows)",
     )
     return p
 
@@ -105,7 +103,7 @@ def _capabilities(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text} must be numbers such as 75,86") from error
+        raise argparse.ArgumentTypeError(f"{text} must be numbers such as 86,120") from error
 
 
 def _amount(text: str) -> float:
@@ -132,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("export.py: interrupted; nothing was written.", file=sys.stderr)
         return 130
-    except ExportError as error:
+    except (ExportError, StreamTalkError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
     except MemoryError:
@@ -152,14 +150,12 @@ def run(arguments: argparse.Namespace, check: Callable[[], None] = lambda: None)
         raise ExportError(
             f"No bundled model in {BUNDLED}; give --config with --checkpoint or --random-weights."
         )
-    targets = targets_of(arguments.targets)
-    if unknown := targets - {"onnx", *FAMILIES}:
-        raise ExportError(
-            f"--targets {', '.join(sorted(unknown))} is unknown; known: onnx, {', '.join(FAMILIES)}."
-        )
+    targets = {name.strip() for name in arguments.targets.split(",") if name.strip()}
+    if unknown := targets.difference(TARGETS):
+        raise ExportError(f"--targets {', '.join(sorted(unknown))} is unknown; known: {', '.join(TARGETS)}.")
     targets.discard("onnx")
     for target in sorted(targets):
-        Builder(target, arguments.compute_capability)
+        check_builder(target, arguments.compute_capability)
     if arguments.compute_capability and not targets:
         raise ExportError("--compute-capability is for engines; add --targets tensorrt_rtx.")
     if not bundled and arguments.config is None:
@@ -194,8 +190,7 @@ def run(arguments: argparse.Namespace, check: Callable[[], None] = lambda: None)
         lookahead_ms=arguments.lookahead,
         steps=arguments.steps,
         sampler=arguments.sampler,
-        batch=arguments.batch,
-        encoder_batch=arguments.encoder_batch,
+        batch=tuple(arguments.batch or (BUNDLED_ROWS if bundled else ())),
         fold=not arguments.no_fold,
         precision=arguments.precision,
         targets=tuple(sorted(targets)),
@@ -234,7 +229,7 @@ def read_identities(config: ModelConfig, template: Path | None, faces: Path | No
 def certificate_table(manifest: Manifest) -> str:
     """The parity certificate as text."""
     rows = [
-        f"{p.subject:22} {p.quantity:44} {p.frames:4} frames  {p.measured:9.2e}"
+        f"{p.graph:22} {p.measure:44} {p.frames:4} frames  {p.value:9.2e}"
         + ("" if p.bound is None else f"  (bound {p.bound:.1e})")
         for p in manifest.parity
     ]

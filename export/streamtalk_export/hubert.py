@@ -67,9 +67,11 @@ class HubertEncoder(nn.Module):
         self.hubert = HubertModel(config)
         self.receptive_field = receptive_field(config)
         self.past_samples = 0
+        self.fused: nn.ModuleList | None = None
 
-    def forward(self, pcm: Tensor, level_floor: float | None = None) -> Tensor:
-        """Features of normalised audio; `level_floor` is the RMS below which the signal is faded out.
+    def forward(self, pcm: Tensor, level_floor: float | None = None, read: Tensor | None = None) -> Tensor:
+        """Features of normalised audio; `level_floor` is the RMS below which the signal is faded out. `read` [n]: the
+        features that are wanted, None for all.
 
         GroupNorm over all time undoes any level of its input, so the fade has to follow it.
         """
@@ -78,9 +80,9 @@ class HubertEncoder(nn.Module):
         gain = None
         if level_floor is not None:
             gain = (variance.sqrt() / level_floor).clamp(max=1.0)[:, :, None]
-        return self.from_normalised(centred * torch.rsqrt(variance + NORMALISATION_EPS), gain)
+        return self.from_normalised(centred * torch.rsqrt(variance + NORMALISATION_EPS), gain, read)
 
-    def from_normalised(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+    def from_normalised(self, x: Tensor, gain: Tensor | None = None, read: Tensor | None = None) -> Tensor:
         """Features [B, S, A] of zero-mean, unit-variance audio [B, n]."""
         x = x[:, None]
         for index, layer in enumerate(self.hubert.feature_extractor.conv_layers):
@@ -101,16 +103,24 @@ class HubertEncoder(nn.Module):
         x = projection.projection(x)
         encoder = self.hubert.encoder
         x = encoder.layer_norm(x + self._positions(x))
-        for layer in encoder.layers:
-            x = layer.layer_norm(x + _attention(layer.attention, x))
+        for i, layer in enumerate(encoder.layers):
+            # Of the last layer only the tokens that are read are computed; it attends to all.
+            wanted = read if i + 1 == len(encoder.layers) else None
+            attended = self.fused[i](x, wanted) if self.fused else _attention(layer.attention, x, wanted)
+            x = layer.layer_norm((x if wanted is None else x.index_select(1, wanted)) + attended)
             x = layer.final_layer_norm(x + _feed_forward(layer.feed_forward, x))
         return x
 
-    def fuse_weight_norm(self) -> None:
-        """Replace the positional convolution's weight norm by the weight it stands for."""
+    def fuse(self) -> None:
+        """For export: one product for queries, keys and values, and the positional convolution's weight in place of
+        its weight norm.
+        """
         conv = self.hubert.encoder.pos_conv_embed.conv
         if parametrize.is_parametrized(conv, "weight"):
             parametrize.remove_parametrizations(conv, "weight")
+        if self.fused is None:
+            *layers, last = (layer.attention for layer in self.hubert.encoder.layers)
+            self.fused = nn.ModuleList([*map(FusedAttention, layers), FusedAttention(last, is_last=True)])
 
     def _positions(self, x: Tensor) -> Tensor:
         embed = self.hubert.encoder.pos_conv_embed
@@ -120,16 +130,60 @@ class HubertEncoder(nn.Module):
         return embed.activation(y).transpose(1, 2)
 
 
-def _attention(attention: Any, x: Tensor) -> Tensor:
-    b, t, width = x.shape
+class FusedAttention(nn.Module):
+    """Attention with one product for queries, keys and values, for export: without gradient.
+
+    The scale is part of the queries' weights. The last layer's queries are a product of their own: only the tokens that
+    are read have one.
+    """
+
+    def __init__(self, attention: Any, is_last: bool = False) -> None:
+        super().__init__()
+        self.heads, self.out_proj = attention.num_heads, attention.out_proj
+        width = self.out_proj.in_features
+        parts = [attention.q_proj, attention.k_proj, attention.v_proj]
+        scales = [(width // self.heads) ** -0.5, 1.0, 1.0]
+        weights = [part.weight.detach() * scale for part, scale in zip(parts, scales, strict=True)]
+        biases = [part.bias.detach() * scale for part, scale in zip(parts, scales, strict=True)]
+        self.query = _linear(weights.pop(0), biases.pop(0)) if is_last else None
+        self.joined = _linear(torch.cat(weights), torch.cat(biases))
+
+    def forward(self, x: Tensor, read: Tensor | None) -> Tensor:
+        """Attention of the tokens `read`, or of all, of [B, S, A] to all."""
+        b, t, width = x.shape
+        size = (self.heads, width // self.heads)
+        # A product of two axes carries its bias with it; of three, TensorRT adds it in kernels of their own.
+        joined = self.joined(x.flatten(0, 1))
+        if self.query is None:
+            q, k, v = joined.view(b, t, 3, *size).permute(2, 0, 3, 1, 4)
+            if read is not None:
+                q = q.index_select(2, read)
+        else:
+            asked = x if read is None else x.index_select(1, read)
+            q = self.query(asked.flatten(0, 1)).view(b, -1, *size).transpose(1, 2)
+            k, v = joined.view(b, t, 2, *size).permute(2, 0, 3, 1, 4)
+        mixed = torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v
+        return self.out_proj(mixed.transpose(1, 2).reshape(b, -1, width))
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    linear.weight, linear.bias = (nn.Parameter(values, requires_grad=False) for values in (weight, bias))
+    return linear
+
+
+def _attention(attention: Any, x: Tensor, read: Tensor | None) -> Tensor:
+    """Attention of the tokens `read`, or of all, to all, by the library's own weights."""
+    b, _, width = x.shape
     heads = attention.num_heads
 
     def split(y: Tensor) -> Tensor:
-        return y.view(b, t, heads, width // heads).transpose(1, 2)
+        return y.view(b, -1, heads, width // heads).transpose(1, 2)
 
-    q, k, v = (split(p(x)) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+    asked = x if read is None else x.index_select(1, read)
+    q, k, v = split(attention.q_proj(asked)), split(attention.k_proj(x)), split(attention.v_proj(x))
     weights = torch.softmax(q @ k.transpose(-1, -2) * (width // heads) ** -0.5, dim=-1)
-    return attention.out_proj((weights @ v).transpose(1, 2).reshape(b, t, width))
+    return attention.out_proj((weights @ v).transpose(1, 2).reshape(b, -1, width))
 
 
 def _feed_forward(layer: Any, x: Tensor) -> Tensor:

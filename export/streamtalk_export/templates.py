@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamtalk.manifest import LANDMARKS
+from streamtalk.model import LANDMARKS
 from streamtalk_export.blendshapes import arkit_shapes
 from streamtalk_export.errors import ExportError
 
@@ -127,7 +127,7 @@ def _shaped(array: Any, n_vertices: int, path: Path) -> Float32:
 @dataclass(frozen=True)
 class Mesh:
     """What a faces file says of V vertices: triangles `faces` [F, 3], `colors` [V, 3] or [0, 3], vertex numbers by
-    the names of `streamtalk.manifest.LANDMARKS`, ARKit `shapes` [52, V, 3] in Apple's order or None, and the
+    the names of `streamtalk.model.LANDMARKS`, ARKit `shapes` [52, V, 3] in Apple's order or None, and the
     speakers' own `identity_colors` [n, V, 3] or None, in the order of their templates.
     """
 

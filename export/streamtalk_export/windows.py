@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from streamtalk.model import Clock
 from streamtalk_export.config import FEATURE_RATE, SAMPLE_RATE, STRIDE, ConfigError, ModelConfig
 from streamtalk_export.hubert import HubertEncoder, offline_length, resample_offline
 from streamtalk_export.mel import MelEncoder
@@ -19,34 +18,15 @@ DEFAULT_LOOKAHEAD_S = 0.2
 Encoder = HubertEncoder | MelEncoder
 
 
-@dataclass(frozen=True)
-class AudioWindow:
-    """The fixed stretch of audio that one hop is encoded from. All but `hop` in samples."""
-
-    hop: int
-    fps: int
-    context_samples: int
-    lookahead_samples: int
-
-    @property
-    def window_samples(self) -> int:
-        last_frame = -(-(self.hop - 1) * SAMPLE_RATE // self.fps)
-        return self.context_samples + last_frame + self.lookahead_samples
-
-    @property
-    def delay_s(self) -> float:
-        """What the first frame of a hop waits for."""
-        return (self.window_samples - self.context_samples) / SAMPLE_RATE
-
-    def positions(self) -> list[float]:
-        """Position on the 50 Hz feature grid, from the window's start, of every frame of the hop."""
-        first = self.context_samples // STRIDE
-        return [first + j * FEATURE_RATE / self.fps for j in range(self.hop)]
+def positions(clock: Clock) -> list[float]:
+    """Position on the 50 Hz feature grid, from the window's start, of every frame of a hop."""
+    first = clock.context_samples // STRIDE
+    return [first + j * FEATURE_RATE / clock.fps for j in range(clock.hop)]
 
 
 def audio_window(
     config: ModelConfig, encoder: Encoder, hop: int, context_s: float | None, lookahead_ms: float | None
-) -> AudioWindow:
+) -> Clock:
     """The window for these settings; None takes the encoder's own. Raises ConfigError."""
     own_past = encoder.past_samples
     default = own_past or DEFAULT_CONTEXT_S * SAMPLE_RATE
@@ -57,8 +37,8 @@ def audio_window(
             f"A context of {context / SAMPLE_RATE:.3f} s is shorter than the {own_past / SAMPLE_RATE:.3f} s "
             "that this encoder hears."
         )
-    window = AudioWindow(hop, config.fps, context, 0)
-    last = -(-window.positions()[-1] // 1)
+    window = Clock(SAMPLE_RATE, config.fps, hop, context, 0)
+    last = -(-positions(window)[-1] // 1)
     needed = int(last) * STRIDE - own_past + encoder.receptive_field - window.window_samples
     if lookahead_ms is None:
         lookahead = needed if own_past else max(needed, round(DEFAULT_LOOKAHEAD_S * SAMPLE_RATE))
@@ -69,29 +49,37 @@ def audio_window(
             f"A lookahead of {lookahead_ms:g} ms is too short: at hop {hop} the last frame needs "
             f"{needed * 1000 / SAMPLE_RATE:.1f} ms. Give at least that with --lookahead."
         )
-    return AudioWindow(hop, config.fps, context, lookahead)
+    return Clock(SAMPLE_RATE, config.fps, hop, context, lookahead)
 
 
 class StreamingEncoder(nn.Module):
     """One window of raw PCM [B, window_samples] to features at animation rate [B, hop, A]."""
 
+    read: Tensor
     lower: Tensor
     upper: Tensor
     fraction: Tensor
 
-    def __init__(self, encoder: Encoder, window: AudioWindow, level_floor: float) -> None:
+    def __init__(self, encoder: Encoder, clock: Clock, level_floor: float) -> None:
         super().__init__()
         self.encoder = encoder
         self.level_floor = level_floor
-        position = torch.tensor(window.positions(), dtype=torch.float64) - encoder.past_samples // STRIDE
-        lower = position.floor()
-        self.register_buffer("lower", lower.long())
-        self.register_buffer("upper", position.ceil().long())
+        position = torch.tensor(positions(clock), dtype=torch.float64) - encoder.past_samples // STRIDE
+        lower, upper = position.floor(), position.ceil()
         self.register_buffer("fraction", (position - lower).float()[:, None])
+        read = torch.cat([lower, upper]).long()
+        if isinstance(encoder, HubertEncoder):  # which computes in its last layer what is read alone
+            unique = read.unique()
+            self.register_buffer("read", unique)
+            read = torch.searchsorted(unique, read)
+        self.register_buffer("lower", read[: clock.hop])
+        self.register_buffer("upper", read[clock.hop :])
 
     def forward(self, pcm: Tensor) -> Tensor:
-        gate = (self.level_floor,) if isinstance(self.encoder, HubertEncoder) else ()
-        features = self.encoder(pcm, *gate)
+        if isinstance(self.encoder, HubertEncoder):
+            features = self.encoder(pcm, self.level_floor, self.read)
+        else:
+            features = self.encoder(pcm)
         low, high = features.index_select(1, self.lower), features.index_select(1, self.upper)
         return low + self.fraction * (high - low)
 

@@ -8,7 +8,10 @@
 
 from __future__ import annotations
 
-from streamtalk.batch import Batch, BatchStream
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from streamtalk.batch import Batch
 from streamtalk.errors import (
     AudioError,
     BackendError,
@@ -21,8 +24,14 @@ from streamtalk.errors import (
     StreamTalkError,
     UsageError,
 )
+from streamtalk.snapshot import Snapshot
 from streamtalk.stream import Frame, Stream, StreamStats
 from streamtalk.talker import Talker
+
+if TYPE_CHECKING:
+    from streamtalk.backends.build import build_engines, check_builder
+    from streamtalk.backends.disk_cache import exclusive
+    from streamtalk.signals import ended_by_signals, signals_after
 
 __version__ = "0.1.0"
 
@@ -30,12 +39,12 @@ __all__ = [
     "AudioError",
     "BackendError",
     "Batch",
-    "BatchStream",
     "DeviceError",
     "Frame",
     "MissingDependencyError",
     "ModelError",
     "OutputError",
+    "Snapshot",
     "SpeakerError",
     "Stream",
     "StreamError",
@@ -44,4 +53,24 @@ __all__ = [
     "Talker",
     "UsageError",
     "__version__",
+    "build_engines",
+    "check_builder",
+    "ended_by_signals",
+    "exclusive",
+    "signals_after",
 ]
+
+_LATER = {
+    "build_engines": "streamtalk.backends.build",
+    "check_builder": "streamtalk.backends.build",
+    "ended_by_signals": "streamtalk.signals",
+    "exclusive": "streamtalk.backends.disk_cache",
+    "signals_after": "streamtalk.signals",
+}
+"""Names that no stream needs, and where they are: imported when they are first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)

@@ -1,73 +1,113 @@
-"""Many voices in one launch: each open stream has a slot of the batch, and a step runs those that have a frame due."""
+"""Many streams in few launches: groups of rows, each launched when its streams have a hop due."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from time import perf_counter
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from streamtalk.backends.slots import Slots
-from streamtalk.cuda.array import DeviceArray, device_vertices
+from streamtalk.audio_window import Clock
 from streamtalk.errors import StreamError
 from streamtalk.identity import Speaker
 from streamtalk.noise import NoiseFn
-from streamtalk.stream import Snapshot
-from streamtalk.voice import Counter, Float32, Frame, StreamStats, Voice
+from streamtalk.rows import Mask, Rows
+from streamtalk.stream import Face, Frame, Stream, device_vertices
+
+if TYPE_CHECKING:
+    from streamtalk.backends.cuda.device_array import DeviceArray
 
 
-class VoiceMaker(Protocol):
-    """Style [E] and voice for what a caller of `Batch.open` gave; the voice counts its frames in `count` [1]."""
+class FaceMaker(Protocol):
+    """Makes a face of what a caller of `Batch.open` gave."""
 
     def __call__(
         self,
-        count: Counter,
         speaker: Speaker,
         seed: int,
         template: npt.ArrayLike | None,
         noise: npt.ArrayLike | NoiseFn | None,
-    ) -> tuple[Float32, Voice]: ...
+    ) -> Face: ...
+
+
+@dataclass(eq=False)
+class Group:
+    """Rows that are launched together, on ticks of one `phase` (tick mod hop). `streams` [B] are listed by row."""
+
+    rows: Rows
+    phase: int
+    streams: list[Stream | None]
+    active: Mask = field(init=False)
+    launched: int = 0
+    """Number of the newest launch, counted over the batch."""
+
+    def __post_init__(self) -> None:
+        self.active = np.zeros(len(self.streams), np.bool_)
+
+    def at(self, row: int) -> Stream | None:
+        """Stream in a row; None is free. An interrupted move or close may leave a stream listed that is gone."""
+        stream = self.streams[row]
+        return stream if stream and stream._is_at(self.rows, row) else None
+
+    def __iter__(self) -> Iterator[Stream]:
+        return (stream for row in range(len(self.streams)) if (stream := self.at(row)))
+
+    @property
+    def free(self) -> list[int]:
+        """Rows that are free."""
+        return [row for row in range(len(self.streams)) if not self.at(row)]
+
+    @property
+    def paused(self) -> Stream | None:
+        """A stream that had nothing due on the tick of its group, and has nothing yet."""
+        return next((stream for stream in self if not stream._placed and not stream._pending), None)
 
 
 class Batch:
-    """The slots of an engine, opened by `Talker.batch`; a context manager. Not for use from two threads at once.
+    """Rows of one or more launches, opened by `Talker.batch`; a context manager. Not for use from two threads at once.
 
-    Streams start, stop, starve and reset independently: a stream without audio takes no part in a step and keeps
-    its state to the bit, and none waits for another. Its frames depend on its own audio, speaker and seed alone,
-    whichever slot it has and whoever its neighbours are; where the audio encoder has fewer rows than there are slots,
-    but for the rounding of its sums. Everything is allocated when the batch is opened.
+    Streams start, stop, starve and reset independently: a stream without audio takes no part in a launch and keeps its
+    state to the bit. Its frames depend on its own audio, speaker and seed alone, whichever row it has and whoever its
+    neighbours are. Everything is allocated when the batch is opened.
     """
 
-    def __init__(self, size: int, slots: Slots, voice: VoiceMaker) -> None:
-        self._slots = slots
-        self._make_voice = voice
-        self._streams: list[BatchStream | None] = [None] * size
-        self._due, self._active = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
-        # Every slot's next frame and, last, the number of turns: advanced by one addition that no interrupt can
-        # fall into, so that counters and state never part.
-        self._counts = np.zeros(size + 1, np.int64)
-        self._advance = np.zeros(size + 1, np.int64)
-        self._advance[-1] = 1
+    def __init__(
+        self,
+        size: int,
+        row_groups: list[Rows],
+        rows_each: int,
+        model: str,
+        clock: Clock,
+        make_face: FaceMaker,
+    ) -> None:
+        self._size, self._model, self._clock, self._make_face = size, model, clock, make_face
+        self._groups = [
+            Group(rows, place * clock.hop // len(row_groups), [None] * rows_each)
+            for place, rows in enumerate(row_groups)
+        ]
+        self._tick: int | None = None
+        self._ticks_passed = 1
+        self._launches = 0
         self._closed = False
 
     @property
     def size(self) -> int:
         """How many streams can be open at once."""
-        return len(self._streams)
+        return self._size
 
     @property
     def free(self) -> int:
         """How many more can be opened now."""
-        return self._streams.count(None)
+        return self._size - len(self.streams)
 
     @property
-    def streams(self) -> tuple[BatchStream, ...]:
-        """The open streams, by slot."""
-        return tuple(stream for stream in self._streams if stream)
+    def streams(self) -> tuple[Stream, ...]:
+        """Streams that are open, by group and row."""
+        return tuple(stream for group in self._groups for stream in group)
 
     def open(
         self,
@@ -76,68 +116,75 @@ class Batch:
         seed: int = 0,
         template: npt.ArrayLike | None = None,
         noise: npt.ArrayLike | NoiseFn | None = None,
-    ) -> BatchStream:
-        """Give a voice a free slot; arguments as for `Talker.open`.
+    ) -> Stream:
+        """Open a stream in a free row; arguments as for `Talker.open`.
 
-        Raises StreamError when every slot is taken, SpeakerError and UsageError.
+        On a batch that is stepped by ticks it goes to the group whose phase comes soonest after its first hop is due;
+        that wait counts in its `delay_s`. Raises StreamError when the batch is full or closed, SpeakerError and
+        UsageError.
         """
         self._require_open()
-        if None not in self._streams:
+        if not self.free:
             raise StreamError(
-                f"All {self.size} slots of this batch are taken: close a stream first, open another batch, or "
-                "export with a larger --batch."
+                f"Expected a free row, got a batch whose {self._size} streams are all open: close one first, or open "
+                "another batch."
             )
-        slot = self._streams.index(None)
-        style, voice = self._make_voice(self._counts[slot : slot + 1], speaker, seed, template, noise)
-        self._slots.start(slot, style, voice.template)
-        stream = BatchStream(voice, self._slots, slot, self._counts[-1:], self._release)
-        self._streams[slot] = stream
+        face, clock = self._make_face(speaker, seed, template, noise), self._clock
+        due = None if self._tick is None else self._tick - (-clock.delay_samples * clock.fps // clock.rate)
+        group = self._nearest(due, (group for group in self._groups if group.free))
+        row = group.free[0]
+        stream = Stream(self._model, clock, face, group.rows, row, self._release)
+        stream._wait_frames = self._wait_frames(group, due)
+        group.streams[row] = stream
         return stream
 
-    def step(self) -> list[tuple[BatchStream, Frame]]:
-        """Compute one frame of every stream that has one due, in one launch; empty when none has.
+    def step(self, tick: int | None = None) -> list[tuple[Stream, list[Frame]]]:
+        """Launch one group that has a hop due, that with the oldest one; empty when none has.
 
-        Frames are views that the next step overwrites. Raises StreamError where a stream's own `noise` fails;
-        nothing was computed then, and the others go on once that stream is closed or reset.
+        Returns the frames of every stream of the group that had a hop due: views until the group's next launch. Without
+        `tick` any group may be launched. With a `tick`, the number of a frame on the caller's clock, only groups of its
+        phase may, and those of ticks that were left out: call until nothing is left, at every tick. Groups that are
+        late by a hop or more take turns, so that a stream with seconds of audio queued cannot starve the others.
+
+        Raises StreamError where a stream's own `noise` fails; nothing was computed then, and the others go on once that
+        stream is closed or reset.
         """
         self._require_open()
-        began = perf_counter()
-        running = [stream for stream in self._streams if stream and stream._voice.pending > 0]
-        if not running:
+        if tick is not None:
+            self._place(tick)
+        group = self._oldest(tick)
+        if group is None:
             return []
-        self._prepare(running)
-        slots, counts = self._slots, self._counts
-        if self._due.any():
-            slots.encode(self._due)
-            for stream in running:
-                if self._due[stream.slot]:
-                    stream._voice.encoded(stream._voice.state.frame)
-        slots.frame(int(counts[-1]), counts[:-1], self._active)
-        vertices = slots.vertices()
-        made = [
-            (stream, stream._voice.frame(stream._voice.state.frame, vertices[stream.slot]))
-            for stream in running
-        ]
-        np.add(counts, self._advance, out=counts)
+        began = perf_counter()
+        if tick is None:
+            self._gather(group)
+        running = self._write_inputs(group)
+        group.rows.launch(group.active)
+        vertices = group.rows.vertices()
+        made = [(stream, stream._handed(vertices)) for stream in running]
+        self._launches += 1
+        group.launched = self._launches
         milliseconds = (perf_counter() - began) * 1e3
         for stream in running:
-            stream._voice.latency.add(milliseconds)
+            stream._latency.add(milliseconds)
+        group.rows.advance(group.active)  # last: a launch that was interrupted before is made again
         return made
 
     @property
-    def device_vertices(self) -> DeviceArray:
-        """The newest step's vertices [B, V, 3] on the GPU, see `DeviceArray`; rows of streams that were not in it mean
-        nothing. Raises BackendError on a CPU backend.
+    def device_vertices(self) -> tuple[DeviceArray, ...]:
+        """Vertices [B, hop, V, 3] of each group's newest launch on the GPU, see `DeviceArray`; rows that were not in it
+        mean nothing. Raises BackendError on a CPU backend.
         """
-        return device_vertices(self._slots)
+        return tuple(device_vertices(group.rows) for group in self._groups)
 
     def close(self) -> None:
-        """Close every stream and give the slots back. Closing twice is fine."""
+        """Close every stream and give the rows back. Closing twice is fine."""
         if not self._closed:
             self._closed = True
             for stream in self.streams:
                 stream.close()
-            self._slots.close()
+            for group in self._groups:
+                group.rows.close()
 
     def __enter__(self) -> Batch:
         return self
@@ -151,108 +198,100 @@ class Batch:
         if self._closed:
             raise StreamError("This batch is closed: open another from the talker.")
 
-    def _prepare(self, running: list[BatchStream]) -> None:
-        """Write the inputs of the streams that run, and who they are; the rest of the batch stays as it was."""
-        self._due.fill(False)
-        self._active.fill(False)
-        for stream in running:
-            voice, slot = stream._voice, stream.slot
-            index = voice.state.frame
-            try:
-                voice.noise(index, self._slots.noise[slot])
-            except Exception as error:  # the caller's own function may raise anything
-                raise StreamError(
-                    f"The `noise` of the stream in slot {slot} failed at its frame {index} ({error}). Close "
-                    "or reset that stream; the others are unharmed."
-                ) from error
-            self._active[slot] = True
-            if index >= voice.state.encoded:
-                self._slots.pcm[slot] = voice.window(index)
-                self._due[slot] = True
-        self._advance[:-1] = self._active
+    def _release(self, stream: Stream) -> None:
+        for group in self._groups:
+            if stream in group.streams:
+                group.streams[group.streams.index(stream)] = None
 
-    def _release(self, stream: BatchStream) -> None:
-        if self._streams[stream.slot] is stream:
-            self._streams[stream.slot] = None
+    def _wait_frames(self, group: Group, due: int | None) -> int:
+        """Ticks from `due` to the next one of a group's phase; none on a batch that is stepped without ticks."""
+        return 0 if due is None else (group.phase - due) % self._clock.hop
 
+    def _nearest(self, due: int | None, groups: Iterable[Group], moves: Stream | None = None) -> Group:
+        """That of `groups` whose phase comes first from tick `due` on.
 
-class BatchStream:
-    """A voice in a slot of a batch, opened by `Batch.open`; a context manager. As `Stream`, but audio is queued
-    and frames come from `Batch.step`.
-    """
-
-    def __init__(
-        self, voice: Voice, slots: Slots, slot: int, turn: Counter, release: Callable[[BatchStream], None]
-    ) -> None:
-        self._voice = voice
-        self._slots = slots
-        self._turn = turn
-        self._release = release
-        self.slot = slot
-        """The row of the batch that is this stream's until it is closed."""
-
-    @property
-    def template(self) -> Float32:
-        """The face at rest [V, 3] that this stream moves."""
-        return self._voice.template
-
-    @cached_property
-    def device_vertices(self) -> DeviceArray:
-        """The newest frame's vertices [V, 3] on the GPU, see `DeviceArray`: the stream's row of the batch's. Raises
-        BackendError on a CPU backend.
+        Of several the one with the most streams that are not paused, then the fullest: that makes few launches. A
+        stream that `moves` stays where it is if no other is better.
         """
-        return device_vertices(self._slots).row(self.slot)
 
-    @property
-    def delay_s(self) -> float:
-        """Seconds of audio that a frame waits for beyond its own time: the window's lookahead."""
-        return self._voice.clock.delay_s
+        def rank(group: Group) -> tuple[int, int, int, bool]:
+            others = [stream for stream in group if stream is not moves]
+            busy = sum(stream._placed for stream in others)
+            return self._wait_frames(group, due), -busy, -len(others), len(others) == len(list(group))
 
-    @property
-    def finished(self) -> bool:
-        """Whether the audio was ended by `flush` and every frame was computed: time to close or reset."""
-        return self._voice.finished
+        return min(groups, key=rank)
 
-    def push(self, pcm: npt.ArrayLike) -> None:
-        """Queue audio: checked and copied at the call, as by `Stream.push`. Raises AudioError and StreamError."""
-        self._voice.push(pcm)
+    def _has_room(self, group: Group) -> bool:
+        """Whether a row is free, or could be: a paused stream may wait in any group."""
+        return bool(group.free) or (group.paused is not None and any(other.free for other in self._groups))
 
-    def flush(self) -> None:
-        """End the audio; the frames that are left come with the next steps. Raises StreamError."""
-        self._voice.flush()
+    def _oldest(self, tick: int | None) -> Group | None:
+        """The group that may be launched and has the oldest hop due."""
+        hop_samples = self._clock.hop * self._clock.rate // self._clock.fps
+        best, oldest = None, (-1, 0)
+        for group in self._groups:
+            if tick is None or self._has_phase(group, tick):
+                overdue = max((stream._overdue_samples for stream in group if stream._pending), default=-1)
+                age = min(overdue, hop_samples), -group.launched
+                if overdue >= 0 and (best is None or age > oldest):
+                    best, oldest = group, age
+        return best
 
-    def reset(self) -> None:
-        """Become equal to a newly opened stream. Raises StreamError if closed."""
-        self._voice.require_open()
-        self._slots.reset(self.slot)
-        self._voice.reset()
+    def _has_phase(self, group: Group, tick: int) -> bool:
+        """Whether a group's phase is that of `tick`, or of one that was left out before it."""
+        return (tick - group.phase) % self._clock.hop < self._ticks_passed
 
-    def state(self) -> Snapshot:
-        """A copy of all state, to go back to with `restore`; a `Stream` of the same model takes it too."""
-        lane = self._slots.state(self.slot, int(self._turn[0]))
-        return Snapshot(self._voice.state.copy(), lane, self._voice.clock)
+    def _place(self, tick: int) -> None:
+        """Move streams whose hop is due for the first time, or after a pause, to the group whose phase is nearest."""
+        begins = tick != self._tick
+        if begins:
+            self._ticks_passed = 1 if self._tick is None else max(1, tick - self._tick)
+            self._tick = tick
+        for group in self._groups:
+            ends_pause = begins and self._has_phase(group, tick)
+            for stream in list(group):
+                if not stream._pending:
+                    stream._placed &= not ends_pause  # nothing is due on the tick of its group: it pauses
+                elif not stream._placed:
+                    rooms = [other for other in self._groups if other is group or self._has_room(other)]
+                    nearest = self._nearest(tick, rooms, stream)
+                    if nearest is not group:
+                        self._move(stream, group, nearest)
+                    stream._wait_frames = self._wait_frames(nearest, tick)
+                    stream._placed = True
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot, of this or any other stream of the same model. Statistics are kept. Raises
-        StreamError, in which case nothing has changed.
-        """
-        snapshot.require_fit(self.state())
-        self._voice.restore(snapshot.stream)
-        self._slots.restore(self.slot, int(self._turn[0]), snapshot.lane)
+    def _gather(self, group: Group) -> None:
+        """Move streams of other groups that are due too, for the first time or after a pause, to this one."""
+        for other in self._groups:
+            for stream in list(other):
+                due = not stream._placed and stream._pending > 0
+                if due and other is not group and self._has_room(group):
+                    self._move(stream, other, group)
+        for stream in group:
+            stream._placed = stream._pending > 0
 
-    def stats(self) -> StreamStats:
-        """Figures since open or reset; cheap, and allowed after close."""
-        return self._voice.stats()
+    def _move(self, stream: Stream, old: Group, new: Group) -> None:
+        if not new.free and new.paused:
+            self._move(new.paused, new, next(group for group in self._groups if group.free))
+        row = new.free[0]
+        new.streams[row] = stream
+        stream._move(new.rows, row)
+        old.streams[old.streams.index(stream)] = None
 
-    def close(self) -> None:
-        """Give the slot back, whatever was queued. Closing twice is fine."""
-        self._voice.close()
-        self._release(self)
-
-    def __enter__(self) -> BatchStream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    def _write_inputs(self, group: Group) -> list[Stream]:
+        """Write the inputs of the streams that have a hop due, mark their rows active, and return them."""
+        group.active.fill(False)
+        running = []
+        for row in range(len(group.streams)):
+            stream = group.at(row)
+            if stream and stream._pending:
+                try:
+                    stream._write_inputs()
+                except Exception as error:  # the caller's own noise may raise anything
+                    raise StreamError(
+                        f"The `noise` of `batch.streams[{self.streams.index(stream)}]` failed in the hop that begins "
+                        f"with frame {stream._hop_frame} ({error}). Close or reset that stream; the others go on."
+                    ) from error
+                group.active[row] = True
+                running.append(stream)
+        return running

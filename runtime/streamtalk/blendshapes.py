@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtalk.errors import ModelError
-from streamtalk.manifest import Manifest, verified
+from streamtalk.model import Manifest, verified
 
 Float32 = npt.NDArray[np.float32]
 

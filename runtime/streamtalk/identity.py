@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtalk.errors import ModelError, SpeakerError
-from streamtalk.manifest import LANDMARKS, Manifest, verified
+from streamtalk.model import LANDMARKS, Manifest, verified
 
 Float32 = npt.NDArray[np.float32]
 Colors: TypeAlias = npt.NDArray[np.uint8]
@@ -28,7 +28,7 @@ class Identity:
 
     `styles` [n, E], `templates` [n, V, 3] and `start_latent` [C] are float32; `faces` [F, 3] int32, F = 0
     where the model has no mesh; `colors` [V, 3] uint8 sRGB or None, and `speaker_colors` [n, V, 3] or None
-    where all look alike. `landmarks` maps those of `streamtalk.manifest.LANDMARKS` that the face names to int32
+    where all look alike. `landmarks` maps those of `streamtalk.model.LANDMARKS` that the face names to int32
     vertex numbers.
     """
 

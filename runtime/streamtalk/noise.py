@@ -36,7 +36,7 @@ class SeededNoise:
         # Rows are drawn a block at a time: numpy's calls cost more than what they compute, most of all where a
         # frame's weights have just driven their code out of the caches.
         self._rows = np.empty((BLOCK, width), np.float32)
-        # Where blocks begin: not at the same frame for all voices of a batch, whose step would wait for every draw.
+        # Where blocks begin: not at the same frame for all streams of a batch, whose launch would wait for every draw.
         self._offset = int(seed) % BLOCK
         self._first: int | None = None
 
@@ -57,6 +57,7 @@ class SeededNoise:
         uniform = (raw >> np.uint64(11)) * 2.0**-53  # [0, 1), all 53 bits
         radius = np.sqrt(-2.0 * np.log1p(-uniform[:, :pairs]))
         angle = (2.0 * np.pi) * uniform[:, pairs:]
+        self._first = None  # while rows of two blocks lie here
         self._rows[:, :pairs] = radius * np.cos(angle)
         self._rows[:, pairs:] = (radius * np.sin(angle))[:, : self._width - pairs]
         self._first = first

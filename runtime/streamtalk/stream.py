@@ -1,126 +1,223 @@
-"""One voice by itself: audio in, frames out, and everything that it remembers in between."""
+"""Streams: audio in, frames out, by a row of a hop graph."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from time import perf_counter
 from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
-from streamtalk.backends import Lane, LaneState
-from streamtalk.clock import Clock
-from streamtalk.cuda.array import DeviceArray, device_vertices
-from streamtalk.errors import StreamError
-from streamtalk.voice import Float32, Frame, StreamState, StreamStats, Voice
+from streamtalk.audio_window import Clock, Timeline, accepted
+from streamtalk.errors import BackendError, StreamError
+from streamtalk.latency import Latency, LatencyHistogram
+from streamtalk.rows import Float32, Rows
+from streamtalk.snapshot import Snapshot
 
-__all__ = ["Frame", "Snapshot", "Stream", "StreamState", "StreamStats"]
+if TYPE_CHECKING:
+    from streamtalk.backends.cuda.device_array import DeviceArray
+
+
+class Noise(Protocol):
+    """Fills `out` [C] with the noise of a frame; any frame, in any order."""
+
+    def __call__(self, frame: int, out: Float32) -> None: ...
+
+
+class Solver(Protocol):
+    """Finds blendshapes [52] of vertices [V, 3], in a buffer of its own."""
+
+    def __call__(self, vertices: Float32) -> Float32: ...
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """All of a stream's state at one moment, on the host: see `Stream.state`."""
+class Frame:
+    """One animation frame. `vertices` [V, 3] float32, in the model's units, is a read-only view of a buffer that the
+    next launch of the stream's rows overwrites: copy to keep. `time_s` is `index / fps`.
+    """
 
-    stream: StreamState
-    lane: LaneState
-    clock: Clock
-    """Of the model that it was taken from."""
+    index: int
+    time_s: float
+    vertices: Float32
+    solver: Solver | None = None
 
-    def require_fit(self, own: Snapshot) -> None:
-        """Raise StreamError where it is of another model than a stream's `own`."""
-        for name in ("features", "kv_cache", "latents"):
-            got, want = getattr(self.lane, name).shape, getattr(own.lane, name).shape
-            if got != want:
-                raise StreamError(
-                    f"This snapshot is of another model: its {name} are {list(got)}, here {list(want)}."
-                )
-        if self.clock != own.clock:
-            raise StreamError(
-                "This snapshot is of another model, or of one that was exported in another way."
-            )
+    @cached_property
+    def blendshapes(self) -> Float32 | None:
+        """ARKit weights [52] float32 in [0, 1], named by `Talker.blendshape_names`; None where the model's face has no
+        shapes. They add up to the vertices within the error that the parity certificate states.
+
+        Found when first read, which must be before the next launch; a read-only view that later ones overwrite.
+        """
+        return self.solver(self.vertices) if self.solver else None
+
+
+@dataclass(frozen=True)
+class StreamStats:
+    """Figures of a stream since it was opened or reset.
+
+    `frames` were handed out, `pending_frames` are ready and not yet computed. `latency_ms` is that of a hop: from its
+    inputs to its vertices, audio encoder included. `compute_s` is the sum of all hops. In a batch a hop's latency is
+    that of the launch which made it.
+    """
+
+    frames: int
+    samples: int
+    pending_frames: int
+    compute_s: float
+    latency_ms: Latency
+
+
+@dataclass(frozen=True)
+class Face:
+    """Everything that sets one stream apart from others: `style` [E], `template` [V, 3], its noise, and for each
+    frame of a hop what finds its blendshapes.
+    """
+
+    style: Float32
+    template: Float32
+    noise: Noise
+    solvers: Sequence[Solver | None]
 
 
 class Stream:
-    """A voice opened by `Talker.open`; a context manager. Not for use from two threads at once.
+    """A stream of audio and its frames, opened by `Talker.open` or `Batch.open`; a context manager.
 
-    Everything is allocated at open; a frame costs the same after a second and after a year.
+    Not for use from two threads at once. Everything is allocated at open; a hop costs the same after a second and after
+    a year. In a batch frames come from `Batch.step`.
     """
 
-    def __init__(self, voice: Voice, lane: Lane) -> None:
-        self._voice = voice
-        self._lane = lane
+    def __init__(
+        self,
+        model: str,
+        clock: Clock,
+        face: Face,
+        rows: Rows,
+        row: int,
+        release: Callable[[Stream], None] | None,
+    ) -> None:
+        """Take `row` of `rows`. `release` is called at close; None for a stream that has `rows` for itself."""
+        self._model, self._clock, self._face = model, clock, face
+        self._at = rows, row  # one store moves a stream: no interrupt can leave it between two places
+        self._release = release
+        self._alone = np.ones(1, np.bool_)
+        self._latency = LatencyHistogram()
+        self._wait_frames = 0
         self._generation = 0
+        self._ended = self._flushed = self._closed = False
+        rows.start(row, face.style, face.template)
+        self._begin()
 
     @property
     def template(self) -> Float32:
-        """The face at rest [V, 3] that this stream moves."""
-        return self._voice.template
+        """Face at rest [V, 3] that this stream moves."""
+        return self._face.template
 
     @property
     def delay_s(self) -> float:
-        """Seconds of audio that a frame waits for beyond its own time: the window's lookahead."""
-        return self._voice.clock.delay_s
+        """Seconds of audio that a frame waits for beyond its own time: its hop and the lookahead, and in a batch the
+        wait for its group.
+        """
+        return self._clock.delay_s + self._wait_frames / self._clock.fps
+
+    @property
+    def finished(self) -> bool:
+        """Whether the audio was ended by `flush` and every frame handed out: time to close or reset."""
+        return self._ended and self._pending == 0
 
     @property
     def device_vertices(self) -> DeviceArray:
-        """The newest frame's vertices [V, 3] on the GPU, see `DeviceArray`. Raises BackendError on a CPU backend."""
-        return device_vertices(self._lane)
+        """Vertices [V, 3] of the newest frame on the GPU, see `DeviceArray`. Raises BackendError on a CPU backend."""
+        rows, row, place = self._newest or (*self._at, 0)
+        array: DeviceArray = device_vertices(rows).at(row, place)
+        return array
 
     def push(self, pcm: npt.ArrayLike) -> Iterator[Frame]:
         """Take audio and return the frames that are ready.
 
-        `pcm` is float32 or float64 mono [n] at the model's rate (16 kHz), full scale 1.0, any n. It is
-        checked and copied at the call. Frames are computed as the iterator is read; those not read come
-        with the next call. However audio is cut into pushes, the frames are the same to the bit.
+        `pcm` is float32 or float64 mono [n] at the model's rate (16 kHz), full scale 1.0, any n. It is checked and
+        copied at the call. Frames are computed as the iterator is read; those not read come with the next call.
+        However audio is cut into pushes, the frames are the same to the bit. In a batch frames come from `Batch.step`,
+        and reading the iterator raises StreamError.
 
-        Raises AudioError, in which case nothing was taken and the stream goes on unharmed, and StreamError
-        after `flush` or `close`.
+        Raises AudioError, in which case nothing was taken and the stream goes on unharmed, and StreamError after
+        `flush` or `close`.
         """
-        self._voice.push(pcm)
+        self._require_open()
+        if self._ended:
+            raise StreamError("This stream was flushed: call reset() before the next push.")
+        self._timeline.append(accepted(pcm, self._clock.rate))
         return self._ready()
 
     def flush(self) -> Iterator[Frame]:
         """End the audio and return all frames that are left, silence standing in for their lookahead.
 
-        n samples yield n * fps // 16000 frames in all. Afterwards only `reset` is allowed. Raises
-        StreamError.
+        n samples yield n * fps // 16000 frames in all. Afterwards only `reset` is allowed. Raises StreamError.
         """
-        self._voice.flush()
+        self._require_open()
+        if self._flushed:
+            raise StreamError("This stream was flushed already: call reset() to start again.")
+        self._ended = True
+        self._flushed = True
         return self._ready()
 
     def reset(self) -> None:
-        """Become equal to a newly opened stream. Iterators of earlier calls end. Raises StreamError if
-        closed.
-        """
-        self._voice.require_open()
-        self._lane.reset()
-        self._voice.reset()
-        self._generation += 1
+        """Become equal to a newly opened stream. Iterators of earlier calls end. Raises StreamError if closed."""
+        self._require_open()
+        rows, row = self._at
+        rows.reset(row)
+        self._begin()
+        self._latency.clear()
 
     def state(self) -> Snapshot:
-        """A copy of all state, to go back to with `restore`: for tests and for handing a voice on."""
-        state = self._voice.state.copy()
-        return Snapshot(state, self._lane.state(state.frame), self._voice.clock)
+        """Copy all state as it was before the current hop, to go back to or to go on from elsewhere. Raises
+        StreamError if closed.
+        """
+        self._require_open()
+        frame, timeline = self._hop_frame, self._timeline
+        start = max(self._clock.window_start(frame), timeline.start)
+        pcm = timeline.window(start, max(0, timeline.end - start)).copy()
+        rows, row = self._at
+        return Snapshot(self._model, frame, self._next_frame, timeline.end, self._ended, pcm, rows.state(row))
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot of this stream, or of another of the same model. Statistics are kept. Raises
+        """Go on from a snapshot of any stream of the same model. Statistics are kept; iterators of earlier calls end.
+
+        The hop that was under way is computed again, and its frames that were handed out are skipped. If the audio had
+        ended, `flush` returns the frames that are left. Speaker, template and noise are this stream's own. Raises
         StreamError, in which case nothing has changed.
         """
-        snapshot.require_fit(self.state())
-        self._voice.restore(snapshot.stream)
-        self._lane.restore(snapshot.stream.frame, snapshot.lane)
-        self._generation += 1
+        self._require_open()
+        rows, row = self._at
+        snapshot.require_fit(self._model, self._clock, rows.state(row))
+        timeline = _timeline(self._clock, snapshot.samples - snapshot.pcm.size)
+        timeline.append(snapshot.pcm)
+        rows.restore(row, snapshot.frame, snapshot.row)
+        self._take(timeline, snapshot.index, snapshot.ended)
 
     def stats(self) -> StreamStats:
         """Figures since open or reset; cheap, and allowed after close."""
-        return self._voice.stats()
+        return StreamStats(
+            frames=self._next_frame,
+            samples=self._timeline.end,
+            pending_frames=self._pending,
+            compute_s=self._latency.total_ms / 1e3,
+            latency_ms=self._latency.summary(),
+        )
 
     def close(self) -> None:
-        """Give the lane back. Closing twice is fine."""
-        if not self._voice.closed:
-            self._voice.close()
-            self._lane.close()
+        """Give the row back, whatever was queued. Closing twice is fine."""
+        if self._closed:
+            return
+        self._index = self._next_frame  # the figures stay, and the row may serve another
+        self._closed = True
+        if self._release:
+            self._release(self)
+        else:
+            self._at[0].close()
 
     def __enter__(self) -> Stream:
         return self
@@ -130,8 +227,63 @@ class Stream:
     ) -> None:
         self.close()
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StreamError("This stream is closed: open another from the talker.")
+
+    def _begin(self) -> None:
+        """Start at frame 0, behind silence."""
+        context = self._clock.context_samples
+        timeline = _timeline(self._clock, -context)
+        timeline.append(np.zeros(context, np.float32))
+        self._take(timeline, 0, False)
+
+    def _take(self, timeline: Timeline, index: int, ended: bool) -> None:
+        self._timeline, self._index, self._ended = timeline, index, ended
+        self._flushed = False  # after the restore of a stream that was, it returns what is left
+        self._computed = -1
+        self._newest: tuple[Rows, int, int] | None = None
+        self._placed = False
+        self._generation += 1
+
+    @property
+    def _hop_frame(self) -> int:
+        """First frame of the hop that comes next or is under way."""
+        rows, row = self._at
+        return int(rows.frames[row])
+
+    @property
+    def _frames_ready(self) -> int:
+        """Frames whose audio is there, counted from the first."""
+        clock, samples = self._clock, self._timeline.end
+        return clock.frames_in(samples) if self._ended else clock.frames_ready(samples)
+
+    @property
+    def _next_frame(self) -> int:
+        """Next frame to hand out: within the hop that is under way, or its first."""
+        if self._closed:
+            return self._index
+        return min(max(self._index, self._hop_frame), self._frames_ready)
+
+    @property
+    def _pending(self) -> int:
+        """Frames that are ready and not yet handed out."""
+        return self._frames_ready - self._next_frame
+
+    @property
+    def _overdue_samples(self) -> int:
+        """Samples that came after those that complete the next hop."""
+        # Behind the end, silence comes at once.
+        end = self._timeline.end + (self._clock.window_samples if self._ended else 0)
+        return end - self._clock.sample_of(self._hop_frame) - self._clock.delay_samples
+
     def _ready(self) -> Iterator[Frame]:
-        generation = self._generation
+        if self._release:
+            raise_when_read = StreamError("This stream is one of a batch: its frames come from `Batch.step`.")
+            return _raising(raise_when_read)
+        return self._frames(self._generation)
+
+    def _frames(self, generation: int) -> Iterator[Frame]:
         while generation == self._generation:
             frame = self._next()
             if frame is None:
@@ -139,20 +291,82 @@ class Stream:
             yield frame
 
     def _next(self) -> Frame | None:
-        """Compute the next frame, if its audio is there."""
-        voice, lane, state = self._voice, self._lane, self._voice.state
-        index = state.frame
-        if index >= voice.frames_ready:
+        """Hand out the next frame, if its audio is there; compute its hop first, if it has none yet."""
+        self._require_open()
+        index, first = self._next_frame, self._hop_frame
+        if index >= self._frames_ready:
             return None
-        began = perf_counter()
-        if index >= state.encoded:
-            lane.pcm[:] = voice.window(index)
-            lane.encode()
-            voice.encoded(index)
-        voice.noise(index, lane.noise)
-        lane.frame(index)
-        frame = voice.frame(index, lane.vertices())
-        # Last, and alone: a frame that was interrupted before this line is simply computed again.
-        state.count[0] = index + 1
-        voice.latency.add((perf_counter() - began) * 1e3)
+        rows, _ = self._at
+        if self._computed != first:
+            began = perf_counter()
+            self._write_inputs()
+            rows.launch(self._alone)
+            self._vertices = rows.vertices()
+            self._computed = first
+            self._latency.add((perf_counter() - began) * 1e3)
+        frame = self._frame(index, self._vertices)
+        # Last: a frame that was interrupted before is made again. The first of these stores is enough.
+        if index + 1 == first + self._clock.hop:
+            rows.advance(self._alone)
+        self._index = index + 1
         return frame
+
+    def _write_inputs(self) -> None:
+        """Write the window and the noise of the next hop to the rows' inputs."""
+        clock, timeline, first, last = self._clock, self._timeline, self._hop_frame, self._frames_ready
+        rows, row = self._at
+        start = clock.window_start(first)
+        timeline.drop_before(start)
+        audio = timeline.window(start, min(max(0, timeline.end - start), clock.window_samples))
+        window = rows.inputs["pcm"][row]
+        window[: audio.size] = audio
+        window[audio.size :] = 0  # behind the end
+        for index, noise in enumerate(rows.inputs["noise"][row], first):
+            if index < last:
+                self._face.noise(index, noise)
+            else:
+                noise.fill(0)  # nobody reads that frame
+
+    def _frame(self, index: int, vertices: Float32) -> Frame:
+        """Frame `index` of the newest launch, whose vertices [B, hop, V, 3] are given."""
+        rows, row = self._at
+        place = index % self._clock.hop
+        self._newest = rows, row, place
+        return Frame(index, index / self._clock.fps, vertices[row, place], self._face.solvers[place])
+
+    def _handed(self, vertices: Float32) -> list[Frame]:
+        """All frames of the newest launch that are ready and were not handed out."""
+        last = min(self._hop_frame + self._clock.hop, self._frames_ready)
+        return [self._frame(index, vertices) for index in range(self._next_frame, last)]
+
+    def _is_at(self, rows: Rows, row: int) -> bool:
+        """Whether this stream is open and has that row."""
+        return not self._closed and self._at[0] is rows and self._at[1] == row
+
+    def _move(self, rows: Rows, row: int) -> None:
+        """Go on in another row, which is free."""
+        old, old_row = self._at
+        rows.start(row, self._face.style, self._face.template)
+        rows.restore(row, self._hop_frame, old.state(old_row))
+        self._at = rows, row
+
+
+def device_vertices(rows: Rows) -> DeviceArray:
+    """Vertices [B, hop, V, 3] of the newest launch on the GPU. Raises BackendError on a CPU backend."""
+    array: DeviceArray | None = getattr(rows, "device_vertices", None)
+    if array is None:
+        raise BackendError(
+            "Vertices are on a device only where a GPU makes them, and this backend computes on the CPU: read "
+            "`frame.vertices`, or load with tensorrt, tensorrt_rtx or onnxruntime-cuda."
+        )
+    return array
+
+
+def _timeline(clock: Clock, start: int) -> Timeline:
+    # Twice the window: the rest is moved at most once per window of audio.
+    return Timeline(2 * clock.window_samples + clock.context_samples, start=start)
+
+
+def _raising(error: StreamError) -> Iterator[Frame]:
+    raise error
+    yield  # a generator: the error comes when it is read

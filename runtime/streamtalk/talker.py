@@ -10,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtalk.backends import AUTO, Choice, Options, choose
-from streamtalk.backends.slots import SlotBackend
 from streamtalk.batch import Batch
 from streamtalk.blendshapes import Blendshapes, WeightSolver, read_blendshapes
-from streamtalk.clock import Clock
-from streamtalk.errors import BackendError, UsageError
+from streamtalk.errors import UsageError
 from streamtalk.identity import Identity, Speaker, read_identity
-from streamtalk.manifest import Manifest, read_manifest
+from streamtalk.model import Manifest, read_manifest
 from streamtalk.noise import GivenNoise, NoiseFn, SeededNoise
-from streamtalk.stream import Stream
-from streamtalk.voice import Counter, Float32, Voice
+from streamtalk.stream import Face, Stream
+
+MOST_STREAMS = 4096
+"""A mistyped number of streams must not take the machine down."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Talker:
 
     @property
     def delay_s(self) -> float:
-        """Seconds of audio that a frame waits for beyond its own time."""
-        return self._clock.delay_s
+        """Seconds of audio that a frame of a stream by itself waits for beyond its own time."""
+        return self.manifest.clock.delay_s
 
     @property
     def speakers(self) -> tuple[str, ...]:
@@ -122,7 +122,7 @@ class Talker:
         template: npt.ArrayLike | None = None,
         noise: npt.ArrayLike | NoiseFn | None = None,
     ) -> Stream:
-        """Open a stream: one voice with its own state, preallocated.
+        """Open a stream by itself: one row with its own state, preallocated.
 
         `speaker` is a name, an index or a blend `{name or index: weight}` of styles and faces; None is the
         first. `seed` (0 to 2^64 - 1) selects the noise: equal seeds give equal frames. `template` [V, 3]
@@ -131,44 +131,48 @@ class Talker:
 
         Raises SpeakerError and UsageError.
         """
-        style, voice = self._voice(np.zeros(1, np.int64), speaker, seed, template, noise)
-        lane = self.choice.backend.lane(style, voice.template, self.identity.start_latent)
-        return Stream(voice, lane)
+        m = self.manifest
+        face = self._face(speaker, seed, template, noise)
+        rows = self.choice.backend.rows(1, self.identity.start_latent)
+        return Stream(m.stream_model, m.clock, face, rows, 0, None)
 
-    def batch(self) -> Batch:
-        """Open a batch: as many voices in one launch as the model was exported for with `--batch`.
+    def batch(self, streams: int | None = None) -> Batch:
+        """Open a batch for so many streams; None is one launch of the most rows that were exported.
 
-        Raises BackendError where the backend cannot.
+        Its launches have the fewest rows that hold all streams, or the most that were exported, in as many groups as
+        that takes. Raises UsageError, and BackendError where the graph of that many rows cannot be loaded.
         """
-        backend = self.choice.backend
-        if not isinstance(backend, SlotBackend):
-            raise BackendError(
-                f"{backend.name} runs one voice a launch in this version: use `open` for each, or load with "
-                'backend="onnxruntime-cpu".'
-            )
-        return Batch(self.manifest.batch, backend.slots(self.identity.start_latent), self._voice)
+        m, exported = self.manifest, self.manifest.row_counts
+        size = exported[-1] if streams is None else streams
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MOST_STREAMS:
+            raise UsageError(f"`streams` must be 1 to {MOST_STREAMS}; got {streams!r}.")
+        rows_each = next((rows for rows in exported if rows >= size), exported[-1])
+        groups = []
+        try:
+            for _ in range(-(-size // rows_each)):
+                groups.append(self.choice.backend.rows(rows_each, self.identity.start_latent))
+        except BaseException:
+            for rows in groups:
+                rows.close()
+            raise
+        return Batch(size, groups, rows_each, m.stream_model, m.clock, self._face)
 
-    def _voice(
+    def _face(
         self,
-        count: Counter,
         speaker: Speaker,
         seed: int,
         template: npt.ArrayLike | None,
         noise: npt.ArrayLike | NoiseFn | None,
-    ) -> tuple[Float32, Voice]:
-        """Style [E] and the host's half of a voice, for what a caller of `open` gave."""
+    ) -> Face:
+        """What sets a stream apart, of what a caller of `open` gave."""
         m = self.manifest
-        style, face = self.identity.blend(speaker)
+        style, rest = self.identity.blend(speaker)
         if template is not None:
-            face = _template(template, m.n_vertices)
+            rest = _template(template, m.n_vertices)
         source = SeededNoise(seed, m.latent_width) if noise is None else GivenNoise(noise, m.latent_width)
-        weights = WeightSolver(self.blendshapes, face) if self.blendshapes else None
-        return style, Voice(self._clock, source, face, weights, count)
-
-    @property
-    def _clock(self) -> Clock:
-        m = self.manifest
-        return Clock(m.sample_rate, m.fps, m.hop, m.window_samples, m.context_samples)
+        shapes = self.blendshapes
+        solvers = [WeightSolver(shapes, rest) if shapes else None for _ in range(m.hop)]
+        return Face(style, rest, source, solvers)
 
 
 def _template(values: npt.ArrayLike, n_vertices: int) -> npt.NDArray[np.float32]:

@@ -20,12 +20,12 @@ from benchmarks.latency_rows import summary
 
 from streamtalk import Talker
 from streamtalk.backends import Choice
-from streamtalk.cuda.driver import open_driver
+from streamtalk.backends.cuda.driver import open_driver
 from streamtalk.errors import BackendError, MissingDependencyError
 from streamtalk.identity import read_identity
-from streamtalk.manifest import read_manifest
-from streamtalk.trust import Limits
-from tests.runtime.cuda.fake import FakeEngine, fake_gpu
+from streamtalk.model import read_manifest
+from streamtalk.backends.probe import Limits
+from tests.runtime.backends.cuda.fake import FakeEngine, fake_gpu
 from tests.runtime.toy import Toy
 
 FRAMES = 7

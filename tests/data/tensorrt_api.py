@@ -3,8 +3,8 @@
     python tests/data/tensorrt_api.py DIR ... >tests/data/tensorrt_api.json
 
 Each `DIR` holds an unpacked wheel of `tensorrt-cu12-bindings` or `tensorrt-rtx-cu12-bindings`. The libraries behind the
-first are not on PyPI and need a GPU: empty ones stand in, made by the machine's C compiler, since nothing is called.
-What is read is what pybind11 writes into docstrings.
+first are not on PyPI and need a GPU: the C compiler makes empty ones in their place, since nothing is called.
+Names and parameters are read from the docstrings that pybind11 writes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main(folders: list[str]) -> None:
 
 
 def record(trt: Any) -> dict[str, Any]:
-    """Of each class its members: for a method its overloads, null for a property; of each enumeration its names.
+    """Return each class's members (a method's overloads, null for a property) and each enumeration's names.
 
     Methods that add a layer are left out: the parser adds them.
     """
@@ -84,7 +84,7 @@ def record(trt: Any) -> dict[str, Any]:
 
 
 def overloads(docstring: str) -> Iterator[str]:
-    """`(a, b=...) -> C` of each line `name(self: X, a: T, b: T = 1) -> module.C`."""
+    """Return `(a, b=...) -> C` for each line `name(self: X, a: T, b: T = 1) -> module.C`."""
     for line in docstring.splitlines():
         if heading := re.match(r"(?:\d+\. )?\w+\(self: (.*)\) -> (?:.*\W)?(\w+\]*)$", line):
             _, *parameters = split(heading.group(1))
@@ -92,12 +92,12 @@ def overloads(docstring: str) -> Iterator[str]:
 
 
 def parameter(text: str) -> str:
-    """Its name, with `=...` where it has a default."""
+    """Return a parameter's name, with `=...` where it has a default."""
     return text.partition(":")[0].strip() + ("=..." if " = " in text else "")
 
 
 def split(text: str) -> list[str]:
-    """At the commas that are in no bracket."""
+    """Split at the commas outside brackets."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "[(<") - (letter in "])>")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from streamtalk import Talker, backends
-from tests.runtime.cuda.fake import FakeStream, fake_gpu
+from tests.runtime.backends.cuda.fake import FakeStream, fake_gpu
 from tests.runtime.test_trust import add_probe
 from tests.runtime.toy import Toy, speech
 

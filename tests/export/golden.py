@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from streamtalk.manifest import Manifest, read_manifest
+from streamtalk.model import Manifest, read_manifest
 from streamtalk_export.checkpoint import load_model
 from streamtalk_export.config import ModelConfig, load_config
 from streamtalk_export.hubert import hubert_config

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from streamtalk.manifest import FILE_NAME, Manifest, Precision, graph_key, read_manifest
+from streamtalk.model import FILE_NAME, Manifest, Precision, graph_key, read_manifest
 from streamtalk_export.onnx_file import write_reduced
 from tests.export.golden import Array
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from streamtalk.manifest import LANDMARKS
+from streamtalk.model import LANDMARKS
 from streamtalk_export.blendshapes import ARKIT_NAMES, WeightMatrix, weight_matrix
 from streamtalk_export.cli import main
 from streamtalk_export.config import VQConfig

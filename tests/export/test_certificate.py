@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamtalk.manifest import Parity
+from streamtalk.model import Parity
 from streamtalk_export import export_model as exporter
 from streamtalk_export.certificate import MaxError
 from streamtalk_export.cli import main

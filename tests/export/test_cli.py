@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from streamtalk.manifest import FILE_NAME, Parity
+from streamtalk.model import FILE_NAME, Parity
 from streamtalk_export import export_model as exporter
 from streamtalk_export.cli import main
 from streamtalk_export.errors import ExportError

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from streamtalk.manifest import sha256_of
+from streamtalk.model import sha256_of
 from streamtalk_export.onnx_file import IR_VERSION, OPERATORS, OPSET
 from tests.export.golden import Array, Driver, Golden
 

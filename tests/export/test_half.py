@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from streamtalk.manifest import Manifest
+from streamtalk.model import Manifest
 from streamtalk_export import half, reduced_certificate
 from streamtalk_export.drive import Probe
 from streamtalk_export.half import hold_roundings, to_convolutions, to_half

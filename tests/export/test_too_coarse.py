@@ -13,8 +13,8 @@ import pytest
 from onnx import numpy_helper
 
 from streamtalk import Talker
-from streamtalk.engine_file import check_engines
-from streamtalk.manifest import AUDIO_ENCODER, FRAME, read_manifest
+from streamtalk.backends.engine_file import check_engines
+from streamtalk.model import AUDIO_ENCODER, FRAME, read_manifest
 from streamtalk_export import export_model as exporter
 from streamtalk_export import onnx_file
 from streamtalk_export import reduced_certificate as certificate

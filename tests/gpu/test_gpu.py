@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 
 from streamtalk import BackendError, MissingDependencyError, Talker
-from streamtalk.cuda import driver as cuda
-from streamtalk.manifest import read_manifest
-from streamtalk.trust import Limits, read_probe
+from streamtalk.backends.cuda import driver as cuda
+from streamtalk.model import read_manifest
+from streamtalk.backends.probe import Limits, read_probe
 from tests.runtime.test_batch import SLOTS, Part, alone, by_itself, play, same
 
 pytest.importorskip("torch", reason="the models of these tests are exported here")

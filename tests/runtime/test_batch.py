@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from streamtalk.backends.slots import encoder_runs, stretches
 
 from streamtalk import AudioError, BackendError, SpeakerError, StreamError, Talker, UsageError
 from streamtalk.backends import Choice, LaneState
-from streamtalk.backends.onnxruntime_cpu import CpuSlots
-from streamtalk.backends.slots import encoder_runs, stretches
+from streamtalk.backends.onnxruntime import CpuSlots
 from streamtalk.batch import Batch, BatchStream
 from tests.runtime.toy import Toy, speech
 
@@ -467,7 +467,7 @@ def test_an_interrupt_between_the_runs_of_a_small_encoder(
                 raise KeyboardInterrupt
             yield parts
 
-    monkeypatch.setattr("streamtalk.backends.onnxruntime_cpu.encoder_runs", cut_short)
+    monkeypatch.setattr("streamtalk.backends.onnxruntime.encoder_runs", cut_short)
     for got, want in zip(interrupted(talker, CpuSlots, "vertices", monkeypatch), expected, strict=True):
         np.testing.assert_array_equal(got, want)
     assert calls > 6

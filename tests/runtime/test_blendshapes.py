@@ -13,7 +13,7 @@ import pytest
 
 from streamtalk import ModelError, Talker
 from streamtalk.blendshapes import WeightSolver
-from streamtalk.manifest import FILE_NAME, Asset, read_manifest, sha256_of
+from streamtalk.model import FILE_NAME, Asset, read_manifest, sha256_of
 from tests.runtime.toy import SHAPES, Array, Toy, speech
 
 TOLERANCE = 1e-6

@@ -12,7 +12,7 @@ import pytest
 
 from streamtalk import SpeakerError
 from streamtalk.identity import Identity, read_identity
-from streamtalk.manifest import sha256_of
+from streamtalk.model import sha256_of
 from tests.runtime.toy import Toy
 
 

@@ -76,7 +76,7 @@ except streamtalk.StreamTalkError as error:
 
 def test_what_is_installed_is_not_loaded_before_it_is_asked_for() -> None:
     done = probe(
-        "import sys; begun = set(sys.modules); import streamtalk.cli; print(sorted(set(sys.modules) - begun))"
+        "import sys; begun = set(sys.modules); import streamtalk.app.cli; print(sorted(set(sys.modules) - begun))"
     )
     assert done.returncode == 0, done.stderr
     roots = {name.partition(".")[0] for name in json.loads(done.stdout.replace("'", '"'))}

@@ -17,17 +17,18 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from streamtalk.backends.contract import expected
-from streamtalk.manifest import (
-    AUDIO_ENCODER,
+from streamtalk.model import (
     FILE_NAME,
-    FRAME,
     SCHEMA_VERSION,
     Asset,
+    Clock,
     Graph,
     Manifest,
+    graph_key,
+    hop_name,
     sha256_of,
 )
+from streamtalk.rows import hop_tensors
 
 Array = npt.NDArray[Any]
 TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
@@ -44,9 +45,8 @@ LANDMARKS: dict[str, Array] = {
 class Toy:
     """The sizes of a toy model, in the manifest's terms."""
 
-    batch: int = 1
-    encoder_batch: int | None = None
-    """The batch, unless it is given."""
+    rows: tuple[int, ...] = (1,)
+    """Numbers of rows that a hop graph is written for; a graph of one row always is."""
     fps: int = 30
     hop: int = 2
     window_samples: int = 2400
@@ -62,13 +62,12 @@ class Toy:
     @property
     def manifest(self) -> Manifest:
         """The manifest, without hashes."""
+        span = Clock(16000, self.fps, self.hop, self.context_samples, 0)
         return Manifest(
             schema=SCHEMA_VERSION,
             name="toy",
             exporter_version="0",
             checkpoint_sha256="0" * 64,
-            batch=self.batch,
-            encoder_batch=self.encoder_batch or self.batch,
             fps=self.fps,
             sample_rate=16000,
             n_vertices=self.n_vertices,
@@ -80,9 +79,7 @@ class Toy:
             window_samples=self.window_samples,
             context_samples=self.context_samples,
             hop=self.hop,
-            lookahead_samples=self.window_samples
-            - self.context_samples
-            + -(self.hop - 1) * 16000 // self.fps,
+            lookahead_samples=self.window_samples - span.window_samples,
             history=self.history,
             decode_window=self.decode_window,
             period=self.period,
@@ -145,22 +142,21 @@ class Toy:
         return {"names": np.array(SHAPES), "vertices": np.array([0, 2], np.int32), "solver": solver}
 
     def write(self, directory: Path) -> Path:
-        """Write graphs (the frame's weights as external data), identity and manifest to `directory`."""
+        """Write graphs (which share their weights), identity and manifest to `directory`."""
         directory.mkdir(parents=True, exist_ok=True)
         m = self.manifest
         graphs = {}
-        for name, build in ((AUDIO_ENCODER, _encoder), (FRAME, _frame)):
-            model, file = build(self), directory / f"{name}.onnx"
+        data = directory / "weights.fp32.bin"
+        for rows in sorted({1, *self.rows}):
+            key, model = graph_key(hop_name(rows), "fp32"), _hop(self, rows)
+            file = directory / f"{key}.onnx"
             onnx.checker.check_model(model, full_check=True)
-            external = name == FRAME
-            onnx.save(
-                model, file, save_as_external_data=external, location=f"{file.name}.data", size_threshold=256
-            )
-            files = [file, *directory.glob(f"{file.name}.data")]
-            inputs, outputs = expected(m)[name]
-            graphs[name] = Graph(
+            data.unlink(missing_ok=True)  # onnx would append to it; it is the same for all
+            onnx.save(model, file, save_as_external_data=True, location=data.name, size_threshold=256)
+            inputs, outputs = hop_tensors(m, rows)
+            graphs[key] = Graph(
                 file=file.name,
-                files={path.name: sha256_of(path) for path in files},
+                files={path.name: sha256_of(path) for path in (file, data)},
                 precision="fp32",
                 inputs=tuple(inputs.values()),
                 outputs=tuple(outputs.values()),
@@ -247,25 +243,25 @@ class _Builder:
     def ints(self, *values: int) -> str:
         return self.const(list(values), "int64")
 
-    def model(self, toy: Toy, name: str) -> Any:
+    def model(self, toy: Toy, rows: int) -> Any:
         def infos(tensors: Any) -> list[Any]:
             return [helper.make_tensor_value_info(t.name, TYPES[t.dtype], t.shape) for t in tensors.values()]
 
-        inputs, outputs = expected(toy.manifest)[name]
-        graph = helper.make_graph(self.nodes, name, infos(inputs), infos(outputs), self.constants)
+        inputs, outputs = hop_tensors(toy.manifest, rows)
+        graph = helper.make_graph(self.nodes, "hop", infos(inputs), infos(outputs), self.constants)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def _encoder(toy: Toy) -> Any:
-    m, b = toy.manifest, _Builder()
-    heard = b.op("Tanh", b.op("MatMul", "pcm", b.const(toy.weights["hear"])))
-    b.op("Reshape", heard, b.ints(m.encoder_batch, m.hop, m.audio_width), name="audio_features")
-    return b.model(toy, AUDIO_ENCODER)
-
-
-def _frame(toy: Toy) -> Any:
+def _hop(toy: Toy, B: int) -> Any:
+    """The hop graph: its frames one after the other, each with the counters that its place in the hop gives it."""
     m, w, b = toy.manifest, toy.weights, _Builder()
-    B, W, D, C, cached = m.batch, m.history, m.decode_window, m.latent_width, m.layers * 2 * m.condition_width
+    W, D, C, cached = m.history, m.decode_window, m.latent_width, m.layers * 2 * m.condition_width
+
+    # Constants that every B shares come first, so that they lie alike in the file of weights.
+    shared = {
+        name: b.const(w[name].reshape(-1, w[name].shape[-1]))
+        for name in "hear audio noise_in style_in counts recall remember latent decode".split()
+    }
 
     def filled(slots: int, count: str) -> str:
         """[B, slots, 1] float: 1 where a right-aligned slot is filled."""
@@ -273,34 +269,46 @@ def _frame(toy: Toy) -> Any:
         mask = b.op("GreaterOrEqual", b.const(np.arange(slots)[None], "int64"), first)
         return b.op("Unsqueeze", b.op("Cast", mask, to=TensorProto.FLOAT), b.ints(2))
 
-    counts = [
-        b.op("Cast", b.op("Unsqueeze", name, b.ints(1)), to=TensorProto.FLOAT)
-        for name in ("position", "valid_frames", "valid_latents")
-    ]
-    x = b.op("MatMul", "audio_feature", b.const(w["audio"]))
-    x = b.op("Add", x, b.op("MatMul", "noise", b.const(w["noise_in"])))
-    x = b.op("Add", x, b.op("MatMul", "style", b.const(w["style_in"])))
-    x = b.op("Add", x, b.op("MatMul", b.op("Concat", *counts, axis=1), b.const(w["counts"])))
-    # [B, layers, 2, H, W, E/H] -> [B, W, cached]
-    by_slot = b.op("Reshape", b.op("Transpose", "kv_cache", perm=[0, 4, 1, 2, 3, 5]), b.ints(B, W, cached))
-    known = b.op("Reshape", b.op("Mul", by_slot, filled(W, "valid_frames")), b.ints(B, W * cached))
-    x = b.op("Add", x, b.op("MatMul", known, b.const(w["recall"].reshape(W * cached, -1))))
-    x = b.op("Tanh", x)
+    def place(tensor: str, j: int, axis: int = 1) -> str:
+        """Entry `j` of an axis, which goes."""
+        return b.op("Squeeze", b.op("Slice", tensor, b.ints(j), b.ints(j + 1), b.ints(axis)), b.ints(axis))
 
-    token = b.op("Reshape", b.op("MatMul", x, b.const(w["remember"])), b.ints(B, m.layers, 2, m.heads, 1, -1))
-    kept = b.op("Slice", "kv_cache", b.ints(1), b.ints(W), b.ints(4))
-    kv_cache = b.op("Concat", kept, token, axis=4)
-    latent = b.op("Unsqueeze", b.op("Tanh", b.op("MatMul", x, b.const(w["latent"]))), b.ints(1))
-    latents = b.op("Concat", b.op("Slice", "latents", b.ints(1), b.ints(D), b.ints(1)), latent, axis=1)
+    heard = b.op("Tanh", b.op("MatMul", "pcm", shared["hear"]))
+    heard = b.op("Reshape", heard, b.ints(B, m.hop, m.audio_width))
+    kv_cache, latents, vertices = "kv_cache", "latents", []
+    for j in range(m.hop):
+        position = b.op("Mod", b.op("Add", "position", b.ints(j)), b.ints(m.period))
+        valid_frames = b.op("Min", b.op("Add", "valid_frames", b.ints(j)), b.ints(W))
+        valid_latents = b.op("Min", b.op("Add", "valid_latents", b.ints(j)), b.ints(D))
+        counts = [
+            b.op("Cast", b.op("Unsqueeze", name, b.ints(1)), to=TensorProto.FLOAT)
+            for name in (position, valid_frames, valid_latents)
+        ]
+        x = b.op("MatMul", place(heard, j), shared["audio"])
+        x = b.op("Add", x, b.op("MatMul", place("noise", j), shared["noise_in"]))
+        x = b.op("Add", x, b.op("MatMul", "style", shared["style_in"]))
+        x = b.op("Add", x, b.op("MatMul", b.op("Concat", *counts, axis=1), shared["counts"]))
+        # [B, layers, 2, H, W, E/H] -> [B, W, cached]
+        by_slot = b.op("Reshape", b.op("Transpose", kv_cache, perm=[0, 4, 1, 2, 3, 5]), b.ints(B, W, cached))
+        known = b.op("Reshape", b.op("Mul", by_slot, filled(W, valid_frames)), b.ints(B, W * cached))
+        x = b.op("Tanh", b.op("Add", x, b.op("MatMul", known, shared["recall"])))
 
-    seen = b.op("Add", "valid_latents", b.ints(1))
-    window = b.op("Reshape", b.op("Mul", latents, filled(D, seen)), b.ints(B, D * C))
-    offsets = b.op("MatMul", window, b.const(w["decode"].reshape(D * C, -1)))
-    b.op("Reshape", b.op("Add", "template", offsets), b.ints(B, m.n_vertices, 3), name="vertices")
+        token = b.op("MatMul", x, shared["remember"])
+        token = b.op("Reshape", token, b.ints(B, m.layers, 2, m.heads, 1, -1))
+        kept = b.op("Slice", kv_cache, b.ints(1), b.ints(W), b.ints(4))
+        kv_cache = b.op("Concat", kept, token, axis=4)
+        latent = b.op("Unsqueeze", b.op("Tanh", b.op("MatMul", x, shared["latent"])), b.ints(1))
+        latents = b.op("Concat", b.op("Slice", latents, b.ints(1), b.ints(D), b.ints(1)), latent, axis=1)
+
+        seen = b.op("Add", valid_latents, b.ints(1))
+        window = b.op("Reshape", b.op("Mul", latents, filled(D, seen)), b.ints(B, D * C))
+        offsets = b.op("MatMul", window, shared["decode"])
+        vertices.append(b.op("Reshape", b.op("Add", "template", offsets), b.ints(B, 1, m.n_vertices, 3)))
+    b.op("Concat", *vertices, axis=1, name="vertices")
 
     def if_active(new: str, old: str, rank: int, name: str) -> None:
         b.op("Where", b.op("Reshape", "active", b.ints(B, *[1] * (rank - 1))), new, old, name=name)
 
     if_active(kv_cache, "kv_cache", 6, "kv_cache_out")
     if_active(latents, "latents", 3, "latents_out")
-    return b.model(toy, FRAME)
+    return b.model(toy, B)

@@ -28,8 +28,8 @@ from torch import nn
 
 from streamtalk import StreamTalkError
 from streamtalk import Talker as RuntimeTalker
-from streamtalk.backends.onnxruntime_cpu import NAME as CPU
-from streamtalk.manifest import read_manifest
+from streamtalk.backends.onnxruntime import NAME as CPU
+from streamtalk.model import read_manifest
 from streamtalk_export.config import SAMPLE_RATE, load_config
 from streamtalk_export.drive import Graphs, windows
 from streamtalk_export.errors import ExportError

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtalk import Frame, ModelError, Talker, manifest
+from streamtalk import Frame, ModelError, Talker, model as manifest
 from streamtalk_export import cli as export_cli
 from streamtalk_training import metrics
 from streamtalk_training.coarticulation import ARKIT_INDEX

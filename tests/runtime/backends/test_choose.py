@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from streamtalk import BackendError, MissingDependencyError, ModelError, Talker, UsageError, backends
-from streamtalk.manifest import Engine, Manifest, Precision, Tensor, graph_key, sha256_of
+from streamtalk.model import Engine, Manifest, Precision, Tensor, graph_key, sha256_of
 from tests.runtime.toy import Toy
 
 

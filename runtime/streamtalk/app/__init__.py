@@ -1,0 +1,1 @@
+"""The command line: sound in, frames out."""

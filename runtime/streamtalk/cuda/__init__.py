@@ -1,1 +1,0 @@
-"""CUDA: a thin driver protocol, and the one-launch frame built on it."""
