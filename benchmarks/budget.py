@@ -1,7 +1,7 @@
-"""What would it cost on a device that nobody here has? `python -m benchmarks.budget` predicts, and says so.
+"""Cost on devices that nobody here has: `python -m benchmarks.budget` predicts it, and says so.
 
 Operations and bytes of every graph are counted from the ONNX itself; a roofline over NVIDIA's published figures
-turns them into milliseconds a frame; and the same roofline, calibrated on this processor, is compared with what the
+turns them into milliseconds a hop; and the same roofline, calibrated on this processor, is compared with what the
 graphs take here. `--engine DIR` counts an exported model; `--config bundled vocaset biwi` traces graphs of these
 presets with random weights, for every hop, history and decode window that is asked for.
 """
@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,14 +26,14 @@ from benchmarks.budget_model import Prediction, Setup, catalogue, predict
 from benchmarks.budget_report import markdown
 from benchmarks.latency_rows import GPU_SYSTEMS, batch_of, hardware
 from streamtalk import StreamTalkError, UsageError
-from streamtalk.model import Manifest, read_manifest
+from streamtalk.model import Manifest, hop_name, read_manifest
 from streamtalk_export.errors import ExportError
 from streamtalk_export.half import to_half
 
 OFFLINE_S = 9
 """Seconds of audio that the offline encoder is counted for."""
 BATCHES = (1, 4, 8)
-HOPS = (1, 2, 4)
+HOPS = (1, 2, 4, 8)
 HISTORIES = (30,)
 DECODE_WINDOWS = (8, 16)
 SCHEMA = 1
@@ -53,33 +52,19 @@ class Budget:
     checks: list[Check] = field(default_factory=list)
     device: str = ""
     device_checks: list[Check] = field(default_factory=list)
-    """What was measured on a real `device`, beside what was predicted for it."""
+    """Measurements on a real `device`, beside the predictions for it."""
 
 
 def of_engine(directory: Path, batches: Sequence[int], measure: bool) -> Budget:
     """The budget of an exported model. Raises StreamTalkError."""
     m: Manifest = read_manifest(directory)
-    if m.encoder_batch != m.batch:
-        raise UsageError("A budget is of an encoder for the whole batch: export without --encoder-batch.")
     paths = {name: directory / graph.file for name, graph in m.graphs.items() if graph.precision == "fp32"}
-    setup = Setup(m.hop, m.history, m.decode_window, m.batch)
-    counts = {name: count(path, {"samples": OFFLINE_S * m.sample_rate}) for name, path in paths.items()}
     streaming = {name: path for name, path in paths.items() if not name.endswith("_offline")}
-    half = {name: _half(path) for name, path in streaming.items()}
-    setups = [setup]
-    for batch in batches or (m.batch * batch for batch in BATCHES):
-        if batch % m.batch:
-            raise UsageError(
-                f"--batch {batch}: this model was exported for {m.batch}; give multiples of that."
-            )
-        setups.append(replace(setup, batch=batch))
-    predictions = _predictions(
-        setups,
-        lambda s: (
-            half["audio_encoder"].batched(s.batch // m.batch),
-            half["frame"].batched(s.batch // m.batch),
-        ),
-    )
+    counts = {name: count(path, {"samples": OFFLINE_S * m.sample_rate}) for name, path in paths.items()}
+    half = {name: _half(onnx.load(path), name) for name, path in streaming.items()}
+    setup = Setup(m.hop, m.history, m.decode_window, 1)
+    setups = [setup, *(replace(setup, batch=batch) for batch in (*m.row_counts, *(batches or BATCHES)))]
+    predictions = _predictions(setups, lambda s: half.get(hop_name(s.batch)) or half["hop"].batched(s.batch))
     budget = Budget(m.name, setup, list(counts.values()), list(half.values()), predictions)
     _check(budget, {name: (path, counts[name]) for name, path in streaming.items()}, measure)
     return budget
@@ -96,64 +81,56 @@ def of_config(
     """The budget of a preset or YAML file, traced here. Raises ExportError and StreamTalkError."""
     from benchmarks.budget_trace import Tracer
 
-    with tempfile.TemporaryDirectory() as directory:
-        tracer = Tracer(config, Path(directory), _say)
-        default = tracer.default
-        # One setting at a time: their effects add up, and a full grid is a table that nobody reads.
-        setups = [
-            default,
-            *(replace(default, hop=hop) for hop in hops),
-            *(replace(default, history=history) for history in histories),
-            *(replace(default, decode_window=window) for window in decode_windows),
-            *(replace(default, batch=batch) for batch in batches),
-        ]
-        half: dict[Path, Count] = {}
+    tracer = Tracer(config, _say)
+    default = tracer.default
+    # One setting at a time: their effects add up, and a full grid is a table that nobody reads.
+    setups = [
+        default,
+        *(replace(default, hop=hop) for hop in hops),
+        *(replace(default, history=history) for history in histories),
+        *(replace(default, decode_window=window) for window in decode_windows),
+        *(replace(default, batch=batch) for batch in batches),
+    ]
+    graphs: dict[str, onnx.ModelProto] = {**tracer.stages(default), "hop": tracer.hop(default)}
+    counts = {name: count_model(graph, name) for name, graph in graphs.items()}
+    half = {name: _half(graph, name) for name, graph in graphs.items()}
+    known = {default: half["hop"]}
 
-        def counted(setup: Setup) -> tuple[Count, Count]:
-            paths = tracer.encoder(setup.hop), tracer.frame(setup.history, setup.decode_window)
-            for path in paths:
-                if path not in half:
-                    half[path] = _half(path)
-            return half[paths[0]].batched(setup.batch), half[paths[1]].batched(setup.batch)
+    def counted(setup: Setup) -> Count:
+        one = replace(setup, batch=1)
+        if one not in known:
+            known[one] = _half(tracer.hop(one), "hop")
+        return known[one].batched(setup.batch)
 
-        predictions = _predictions(setups, counted)
-        paths = {
-            "audio_encoder": tracer.encoder(default.hop),
-            **tracer.stages(default.history, default.decode_window),
-            "frame": tracer.frame(default.history, default.decode_window),
-        }
-        counts = {name: replace(count(path), name=name) for name, path in paths.items()}
-        halves = [replace(half.get(path) or _half(path), name=name) for name, path in paths.items()]
-        budget = Budget(tracer.name, default, list(counts.values()), halves, predictions)
-        _check(budget, {name: (path, counts[name]) for name, path in paths.items()}, measure)
+    predictions = _predictions(setups, counted)
+    budget = Budget(tracer.name, default, list(counts.values()), list(half.values()), predictions)
+    _check(budget, {name: (graph, counts[name]) for name, graph in graphs.items()}, measure)
     return budget
 
 
-def _half(path: Path) -> Count:
+def _half(graph: onnx.ModelProto, name: str) -> Count:
     """The count of a graph's float16 form, which is what a GPU would run."""
-    return count_model(to_half(onnx.load(path)), path.stem)
+    return count_model(to_half(graph), name)
 
 
-def _predictions(
-    setups: Iterable[Setup], counted: Callable[[Setup], tuple[Count, Count]]
-) -> list[Prediction]:
+def _predictions(setups: Iterable[Setup], counted: Callable[[Setup], Count]) -> list[Prediction]:
     devices = catalogue().devices
     return [
-        predict(device, setup, *graphs)
+        predict(device, setup, hop)
         for setup in dict.fromkeys(setups)
-        for graphs in (counted(setup),)
+        for hop in (counted(setup),)
         for device in devices
     ]
 
 
-def _check(budget: Budget, graphs: dict[str, tuple[Path, Count]], measure: bool) -> None:
+def _check(budget: Budget, graphs: Mapping[str, tuple[Path | onnx.ModelProto, Count]], measure: bool) -> None:
     if measure:
         _say(f"{budget.name}: measuring on this processor")
         budget.calibration, budget.checks = check(graphs)
 
 
 def compare(budgets: Sequence[Budget], paths: Iterable[Path], device: str) -> None:
-    """Put what `benchmarks.gpu --json` measured on `device` beside the predictions for the same batch. Raises
+    """Put the hops that `benchmarks.gpu --json` measured on `device` beside the predictions for as many rows. Raises
     UsageError.
     """
     if device not in (names := [d.name for d in catalogue().devices]):
@@ -171,7 +148,7 @@ def compare(budgets: Sequence[Budget], paths: Iterable[Path], device: str) -> No
             raise UsageError(f"--measured {path} is not what benchmarks.gpu --json writes.") from error
     if not any(budget.device_checks for budget in budgets):
         models = ", ".join(budget.name for budget in budgets)
-        raise UsageError(f"--measured has no rows of {models} on a GPU ({', '.join(GPU_SYSTEMS)}).")
+        raise UsageError(f"--measured has no hops of {models} on a GPU ({', '.join(GPU_SYSTEMS)}).")
 
 
 def _same_settings(budget: Budget, settings: dict[str, Any] | None, path: Path) -> None:
@@ -189,14 +166,12 @@ def _checks_of(budget: Budget, rows: Iterable[dict[str, Any]], device: str) -> I
         if row["preset"] != budget.name or row["system"] not in GPU_SYSTEMS or batch is None:
             continue
         predicted = known.get(replace(budget.setup, batch=batch))
-        stages = {"audio_encoder": predicted.encoder_ms, "frame": predicted.frame_ms} if predicted else {}
-        if row["stage"] in stages:
-            label = f"{row['stage']}, batch {batch} ({row['system']})"
-            yield Check(label, stages[row["stage"]], row["p50_ms"])
+        if predicted and row["stage"] == "hop":
+            yield Check(f"hop, rows {batch} ({row['system']})", predicted.hop_ms, row["p50_ms"])
 
 
 def document(budgets: Sequence[Budget]) -> dict[str, object]:
-    """What `--json` writes."""
+    """Contents of the file of `--json`."""
     return {
         "schema": SCHEMA,
         "prediction": True,
@@ -208,7 +183,7 @@ def document(budgets: Sequence[Budget]) -> dict[str, object]:
                 "setup": asdict(b.setup),
                 "graphs": {"fp32": [_figures(c) for c in b.counts], "fp16": [_figures(c) for c in b.half]},
                 "predictions": [
-                    {**asdict(p), "worst_ms": p.worst_ms, "mean_ms": p.mean_ms} for p in b.predictions
+                    {**asdict(p), "frame_ms": p.frame_ms} for p in b.predictions
                 ],
                 "calibration": asdict(b.calibration) if b.calibration else None,
                 "checks": [{**asdict(c), "error": c.error} for c in b.checks],
@@ -247,10 +222,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     which.add_argument("--config", nargs="+", metavar="NAME", help="bundled, vocaset, biwi or YAML files")
     count_ = partial(add, type=_positive, nargs="+", metavar="N")
-    count_("--hop", help=f"with --config; frames for each run of the audio encoder (the default and {HOPS})")
+    count_("--hop", help=f"with --config; frames of a hop (the default and {HOPS})")
     count_("--history", help=f"with --config; frames remembered (the default and {HISTORIES})")
     count_("--decode-window", help=f"with --config; latents decoded (the default and {DECODE_WINDOWS})")
-    count_("--batch", help=f"voices at once ({BATCHES}; of an exported model, as many times its own)")
+    count_("--batch", help=f"rows of a launch ({BATCHES})")
     add("--no-measure", action="store_true", help="leave out the check on this processor")
     add(
         "--measured",

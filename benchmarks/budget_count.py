@@ -1,7 +1,7 @@
-"""What a graph costs, counted from the ONNX itself: operations, bytes and kernels, operator by operator.
+"""Cost of a graph, counted from the ONNX itself: operations, bytes and kernels, operator by operator.
 
-A product (MatMul, Gemm, Conv), a normalisation, softmax, reduction or copy is a kernel. Pointwise operators and
-what only picks or turns elements run in the kernel before them, as TensorRT and onnxruntime fuse them; views cost
+A product (MatMul, Gemm, Conv), a normalisation, softmax, reduction or copy is a kernel. Pointwise operators, and
+those that only pick or turn elements, run in the kernel before them, as TensorRT and onnxruntime fuse them; views cost
 nothing. A kernel reads its weights and what other kernels left in memory, each tensor once, and writes what others
 or the caller will read. An operator that is not in these lists is an error, never a zero.
 """
@@ -38,7 +38,7 @@ PICKS = frozenset(("Slice", "Split", "Gather", "GatherND"))
 MOVES = frozenset(("Transpose", "Expand", "Cast"))
 POINTWISE = frozenset(
     """Add Sub Mul Div Neg Pow Sqrt Reciprocal Exp Log Erf Sigmoid Tanh Relu LeakyRelu Clip Min Max Cos Sin Floor Not
-    And Or Equal Greater GreaterOrEqual Less LessOrEqual Where Range Resize""".split()
+    And Or Equal Greater GreaterOrEqual Less LessOrEqual Where Range Resize Mod""".split()
 )
 """One operation for each element put out, whatever it is."""
 SHAPES = frozenset(("Shape", "Constant"))
@@ -85,8 +85,8 @@ class Count:
         return self.total("read_bytes") + self.total("write_bytes")
 
     def batched(self, factor: int) -> Count:
-        """The same graph for `factor` times as many voices. Exact, for every tensor that is no weight has the
-        batch as an axis: a test compares it with graphs that were exported so.
+        """The same graph for `factor` times as many rows. Exact, for every tensor that is no weight has an axis of
+        rows: a test compares it with graphs that were exported so.
         """
         scaled = ("macs", "ops", "read_bytes", "write_bytes")
         kernels = (replace(k, **{name: factor * getattr(k, name) for name in scaled}) for k in self.kernels)
@@ -212,7 +212,7 @@ class _Counter:
         if name in self._constant and not picked:
             kernel.weight_bytes += size
         else:
-            kernel.read_bytes += size  # a row of a table too: each voice reads its own
+            kernel.read_bytes += size  # a row of a table too: each row reads its own
             self._leaves(name)
 
     def _leaves(self, name: str) -> None:

@@ -32,7 +32,7 @@ Run = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the processor does in the best case, in `Roof`'s units. By footprint in megabytes: `bytes` that a product
+    """Speed of the processor in the best case, in `Roof`'s units. By footprint in megabytes: `bytes` that a product
     of one row reads of its weights a second, as most kernels of a frame do, and those of a plain copy beside it,
     which shows what share of the memory's speed a product gets. `host_s` is a run of a graph that does nothing.
     """
@@ -65,7 +65,7 @@ class Check:
         return self.predicted_ms / self.measured_ms - 1
 
 
-def check(graphs: Mapping[str, tuple[Path, Count]]) -> tuple[Calibration, list[Check]]:
+def check(graphs: Mapping[str, tuple[Path | onnx.ModelProto, Count]]) -> tuple[Calibration, list[Check]]:
     """Calibrate and measure in turns, several rounds, and compare, all on one thread. What counts is that thread's
     own processor time, and the best round: others on the machine can only take time and caches away.
     """

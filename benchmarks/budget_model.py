@@ -38,7 +38,7 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @property
     def roof(self) -> Roof:
-        """What is expected of it."""
+        """The expected share of the published peaks."""
         return Roof(
             COMPUTE_SHARE * 1e12 * self.fp16_tflops,
             COMPUTE_SHARE * 1e12 * self.fp32_tflops,
@@ -63,7 +63,7 @@ def catalogue() -> Catalogue:
 
 @dataclass(frozen=True)
 class Roof:
-    """What a machine can do: operations a second in float16 and float32 products and in all else, bytes a second,
+    """Speed of a machine: operations a second in float16 and float32 products and in all else, bytes a second,
     and seconds that a kernel costs beside them.
     """
 
@@ -87,7 +87,7 @@ class Roof:
 
 @dataclass(frozen=True)
 class Setup:
-    """The settings of an export that the cost depends on."""
+    """Settings of an export that the cost depends on; `batch` is its number of rows."""
 
     hop: int
     history: int
@@ -104,32 +104,22 @@ class Setup:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Milliseconds of one device in one setup. A frame that begins a hop waits for the encoder and then itself:
-    `worst_ms`. `mean_ms` spreads the encoder over its hop.
-    """
+    """Milliseconds of a hop of all rows on one device in one setup."""
 
     device: str
     setup: Setup
-    encoder_ms: float
-    frame_ms: float
+    hop_ms: float
 
     @property
-    def worst_ms(self) -> float:
-        return self.encoder_ms + self.frame_ms
-
-    @property
-    def mean_ms(self) -> float:
-        return self.encoder_ms / self.setup.hop + self.frame_ms
+    def frame_ms(self) -> float:
+        """A frame's share of a hop."""
+        return self.hop_ms / self.setup.hop
 
     def headroom(self, fps: int) -> float:
-        """How many times the worst frame fits into a frame's time."""
-        return 1e3 / fps / self.worst_ms
+        """How many times a hop fits into the time that its frames last."""
+        return 1e3 / fps / self.frame_ms
 
 
-def predict(device: Device, setup: Setup, encoder: Count, frame: Count) -> Prediction:
-    """What `device` should need for graphs that were counted in this setup."""
-    host_ms = device.host_us / 1e3
-    roof = device.roof
-    return Prediction(
-        device.name, setup, roof.milliseconds(encoder) + host_ms, roof.milliseconds(frame) + host_ms
-    )
+def predict(device: Device, setup: Setup, hop: Count) -> Prediction:
+    """Predict what `device` needs for the hop graph that was counted in this setup."""
+    return Prediction(device.name, setup, device.roof.milliseconds(hop) + device.host_us / 1e3)

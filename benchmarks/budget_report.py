@@ -23,15 +23,15 @@ graph. A run of a graph adds the host's share. The two shares, the launch and th
 published.
 Rendering, and whatever else shares the device, come on top.
 
-A frame that begins a hop waits for the audio encoder and then for itself: *worst*. *Mean* spreads the encoder over its
-hop. A rate is met (**bold**) when the worst frame fits into a frame's time with a headroom of {SAFE:g} or more;
-a headroom between 1 and {SAFE:g} is no promise ("tight"); below 1 it is missed.
+A hop is one launch: the audio encoder and all of the hop's frames. A frame costs its share of a hop. A rate is met
+(**bold**) when a hop fits into its frames' time with a headroom of {SAFE:g} or more; a headroom between 1 and {SAFE:g}
+is no promise ("tight"); below 1 it is missed.
 """
 
 
 ON_A_GPU = """A prediction joins pointwise operators to the kernel before them, as TensorRT does, and gives products the
 share of the peak above. onnxruntime ran graphs of its own, in which attention, GELU and the sum before a LayerNorm are
-one kernel each and most other operators kernels of their own. What makes an error is not told here.
+one kernel each and most other operators kernels of their own. This page does not say where an error comes from.
 """
 
 
@@ -99,7 +99,7 @@ def _counts(budget: Budget) -> list[str]:
     ]
     head = "graph|nodes|kernels|million MACs|million other operations|weights read MB|activations MB|of which state MB"
     return [
-        "Counted from the graphs (a run, all voices of the batch; weights once for each kernel that reads them):\n",
+        "Counted from the graphs (one run; weights once for each kernel that reads them):\n",
         _table(head, rows),
     ]
 
@@ -109,14 +109,12 @@ def _predictions(budget: Budget) -> list[str]:
     rows = (
         (
             p.device,
-            *(f"{ms:.2f}" for ms in (p.encoder_ms, p.frame_ms, p.mean_ms, p.worst_ms)),
+            *(f"{ms:.2f}" for ms in (p.hop_ms, p.frame_ms)),
             *(_mark(p, fps) for fps in RATES),
         )
         for p in own
     )
-    head = "device|encoder ms|frame ms|mean ms|worst ms|" + "|".join(
-        f"headroom at {fps} fps" for fps in RATES
-    )
+    head = "device|hop ms|frame ms|" + "|".join(f"headroom at {fps} fps" for fps in RATES)
     setups = list(dict.fromkeys(p.setup for p in budget.predictions))
     by_setup = {(p.setup, p.device): p for p in budget.predictions}
     devices = [p.device for p in own]
@@ -133,8 +131,8 @@ def _predictions(budget: Budget) -> list[str]:
     return [
         "Predicted:\n",
         _table(head, rows),
-        "Predicted worst frame in ms for other settings (bold: 30 fps with the headroom; ~: tight; x: missed):\n",
-        _table("|".join(("hop", "history", "decode window", "batch", *devices)), grid),
+        "Predicted hop in ms for other settings (bold: 30 fps with the headroom; ~: tight; x: missed):\n",
+        _table("|".join(("hop", "history", "decode window", "rows", *devices)), grid),
     ]
 
 
@@ -147,7 +145,7 @@ def _mark(p: Prediction, fps: int) -> str:
 
 def _cell(p: Prediction) -> str:
     headroom = p.headroom(30)
-    mark = f"{p.worst_ms:.2f}"
+    mark = f"{p.hop_ms:.2f}"
     return f"**{mark}**" if headroom >= SAFE else f"{mark} ~" if headroom >= 1 else f"{mark} x"
 
 

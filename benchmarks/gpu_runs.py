@@ -1,11 +1,10 @@
-"""What is timed on a GPU: single graphs, turns of a batch, whole streams, and what a profiler saw of a frame."""
+"""Runs that are timed on a GPU: launches of full rows, steps of a batch, and what a profiler saw of a launch."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -13,172 +12,75 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtalk import Talker
-from streamtalk.backends import onnxruntime_cuda
-from streamtalk.backends.slots import Slots
-from streamtalk.backends.cuda.backend import CudaBackend
-from streamtalk.backends.cuda.driver import Driver, Handle
-from streamtalk.backends.cuda.engine import DeviceEngine, Plan, size_bytes
-from streamtalk.backends.cuda.tensorrt import Library
-from streamtalk.backends.engine_file import find_engines
-from streamtalk.errors import BackendError
-from streamtalk.model import AUDIO_ENCODER, FRAME, Manifest, graph_key
+from streamtalk.rows import Mask, Rows
 
-Seconds = npt.NDArray[np.float64]
 SEED = 0
 IN_FLIGHT = 16
-"""Runs that are queued at once where their mean time on the device is wanted."""
-
-
-class StageRun:
-    """One graph on the device with full windows, its inputs already there: launched, and waited for asleep."""
-
-    def __init__(self, driver: Driver, engine: DeviceEngine, manifest: Manifest) -> None:
-        self._driver = driver
-        tensors = (*engine.graph.inputs, *engine.graph.outputs)
-        plan = Plan.of({tensor.name: size_bytes(tensor) for tensor in tensors})
-        rng = np.random.default_rng(SEED)
-        full = {"valid_frames": manifest.history, "valid_latents": manifest.decode_window, "position": 0}
-        self._graph: Handle = None
-        # What was taken goes back, last first, also where the rest cannot be had.
-        with driver.current(), ExitStack() as taken:
-            memory = driver.device_memory(plan.total)
-            taken.callback(driver.release, [memory])
-            self._stream, self._done = driver.stream(), driver.event()
-            taken.callback(driver.discard, [self._stream, self._done])
-            addresses = {name: memory + offset for name, offset in plan.offsets.items()}
-            for tensor in engine.graph.inputs:
-                shape = [int(n) for n in tensor.shape]
-                if tensor.dtype == "float32":
-                    values = 0.1 * rng.standard_normal(shape, np.float32)
-                else:
-                    values = np.full(shape, full.get(tensor.name, True), tensor.dtype)
-                driver.upload(addresses[tensor.name], values.reshape(-1).view(np.uint8), self._stream)
-                driver.drain(self._stream)
-            self._run = engine.bind(addresses, self._stream)
-            taken.callback(self._run.close)
-            if engine.capturable:
-                with suppress(BackendError):  # still right, launch by launch
-                    self._graph = driver.capture(self._stream, lambda: self._run.enqueue(self._stream))
-                    taken.callback(driver.discard, [self._graph])
-            self._taken = taken.pop_all()
-
-    def __call__(self, times: int = 1) -> float:
-        """Seconds of one run, of `times` that are queued together."""
-        driver = self._driver
-        with driver.current():
-            began = perf_counter()
-            for _ in range(times):
-                if self._graph is None:
-                    self._run.enqueue(self._stream)
-                else:
-                    driver.launch(self._graph, self._stream)
-            driver.record(self._done, self._stream)
-            driver.synchronize(self._done)
-            return (perf_counter() - began) / times
-
-    def close(self) -> None:
-        """Give everything back."""
-        with self._driver.current():
-            self._taken.close()
-
-
-def stage_engine(folder: Path, backend: CudaBackend, name: str) -> DeviceEngine:
-    """The graph `name` on the library of `backend`; what that does not run itself comes from the graphs for TensorRT.
-    Raises BackendError and ModelError where the export has none.
-    """
-    manifest, driver = backend.manifest, backend.driver
-    if backend.name == onnxruntime_cuda.NAME:
-        own = {AUDIO_ENCODER: backend.encoder, FRAME: backend.frame}
-        if name in own:
-            return own[name]
-        session = backend.frame
-        assert isinstance(session, onnxruntime_cuda.CudaSession)
-        graph = manifest.graphs[graph_key(name, backend.precision)]
-        return onnxruntime_cuda.CudaSession(session.runtime, folder, graph, driver)
-    library = Library(backend.name)
-    there = library.version, driver.compute_capability
-    fits = find_engines(folder, manifest, (name,), backend.name, *there, backend.precision)
-    return library.load(fits[name], driver)
+"""Launches that are queued at once where their mean time on the device is wanted."""
 
 
 @contextmanager
-def opened(talker: Talker) -> Iterator[Slots]:
-    """All slots of a talker's backend with a voice in each, and features to read."""
-    backend: Any = talker.choice.backend
+def opened(talker: Talker, count: int) -> Iterator[tuple[Rows, Mask]]:
+    """Rows of a talker's backend with a stream in each and audio to encode, and the mask of all of them."""
     identity = talker.identity
-    slots = backend.slots(identity.start_latent)
+    rows = talker.choice.backend.rows(count, identity.start_latent)
     try:
-        for slot in range(talker.manifest.batch):
-            slots.start(slot, identity.styles[0], identity.templates[0])
-        slots.pcm[:] = 0.1 * np.random.default_rng(SEED).standard_normal(slots.pcm.shape, np.float32)
-        yield slots
+        for row in range(count):
+            rows.start(row, identity.styles[0], identity.templates[0])
+        rng = np.random.default_rng(SEED)
+        rows.inputs["pcm"][:] = 0.1 * rng.standard_normal(rows.inputs["pcm"].shape, np.float32)
+        rows.inputs["noise"][:] = rng.standard_normal(rows.inputs["noise"].shape, np.float32)
+        yield rows, np.ones(count, np.bool_)
     finally:
-        slots.close()
+        rows.close()
 
 
-def turns(
-    slots: Slots, manifest: Manifest, count: int, wait: Callable[[], Any] | None = None
-) -> Iterator[float]:
-    """Seconds of `count` turns of all slots, from the noise in host memory to the vertices there; a hop's encoder is
-    started in between and not timed. `wait` stands in for waiting for the vertices.
+def hops(rows: Rows, every: Mask, count: int, wait: Callable[[], Any] | None = None) -> Iterator[float]:
+    """Seconds of `count` hops of all rows, from audio and noise in host memory to the vertices there. `wait` stands in
+    for waiting for the vertices.
     """
-    every = np.ones(manifest.batch, np.bool_)
-    frames = np.zeros(manifest.batch, np.int64)
-    slots.noise[:] = np.random.default_rng(SEED).standard_normal(slots.noise.shape, np.float32)
-    wait = wait or slots.vertices
-    for turn in range(count):
-        if turn % manifest.hop == 0:
-            slots.encode(every)
-            slots.frame(turn, frames, every)  # the encoder is waited for by a turn that is run again
-            wait()
+    wait = wait or rows.vertices
+    for _ in range(count):
         began = perf_counter()
-        slots.frame(turn, frames, every)
+        rows.launch(every)
         wait()
         yield perf_counter() - began
-        frames += 1
+        rows.advance(every)
 
 
-def hops(slots: Slots, manifest: Manifest, count: int) -> Iterator[float]:
-    """Seconds from a hop's audio in host memory to its first vertices there, `count` times: what a live stream
-    waits for most.
-    """
-    every = np.ones(manifest.batch, np.bool_)
-    frames = np.zeros(manifest.batch, np.int64)
-    for turn in range(0, count * manifest.hop, manifest.hop):
-        frames[:] = turn
+def queued(rows: Rows, every: Mask, count: int) -> Iterator[float]:
+    """Mean seconds of hops that are queued together, `count` times."""
+    for _ in range(count):
         began = perf_counter()
-        slots.encode(every)
-        slots.frame(turn, frames, every)
-        slots.vertices()
-        yield perf_counter() - began
-        for later in range(turn + 1, turn + manifest.hop):
-            frames[:] = later
-            slots.frame(later, frames, every)
-            slots.vertices()
+        for _ in range(IN_FLIGHT):
+            rows.launch(every)
+            rows.advance(every)
+        rows.vertices()
+        yield (perf_counter() - began) / IN_FLIGHT
 
 
-def steps(talker: Talker, pcm: npt.NDArray[np.float32], staggered: bool) -> Iterator[float]:
-    """Seconds of every frame's time of a full batch: audio pushed to each voice, and one step. All voices hear `pcm`:
-    at once, or `staggered` by frames, so that in every step some begin a hop. Yields once all have frames.
+def steps(talker: Talker, streams: int, pcm: npt.NDArray[np.float32]) -> Iterator[float]:
+    """Seconds of every tick of a full batch that launches a group: audio pushed to each stream, and its step. All streams
+    have the audio `pcm` and begin on one tick; groups take turns where there are several.
     """
-    hop, chunk = talker.manifest.hop, talker.sample_rate // talker.fps
-    with talker.batch() as batch:
-        streams = [batch.open(seed=seed) for seed in range(batch.size)]
-        for place, stream in enumerate(streams):
-            stream.push(pcm[: place % hop * chunk if staggered else 0])
-        for start in range(0, len(pcm), chunk):
+    chunk = talker.sample_rate // talker.fps
+    with talker.batch(streams) as batch:
+        opened = [batch.open(seed=seed) for seed in range(streams)]
+        for tick, start in enumerate(range(0, len(pcm), chunk)):
             began = perf_counter()
-            for stream in streams:
+            for stream in opened:
                 stream.push(pcm[start : start + chunk])
-            made = batch.step()
+            made = batch.step(tick)
+            while made and (more := batch.step(tick)):
+                made += more
             took = perf_counter() - began
-            if len(made) == batch.size:
+            if made:
                 yield took
 
 
 def profiled(run: Callable[[], Any]) -> dict[str, int]:
-    """CUDA calls that `run` made and work that the device did for it, by name and number, as CUPTI tells torch; nothing
-    where that has no CUDA.
+    """CUDA calls that `run` made and work that the device did for it, by name and number, as CUPTI reports to torch;
+    nothing where that has no CUDA.
     """
     import torch
 

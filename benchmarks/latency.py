@@ -1,12 +1,14 @@
-"""Per-frame latency across audio lengths, beside the released algorithm: `python -m benchmarks.latency`.
+"""Latency across audio lengths, beside the released algorithm: `python -m benchmarks.latency`.
 
-Ours is streamed by the runtime, one frame's audio a push; stages are runs of their graphs. The released algorithm runs
-in eager PyTorch with the same weights, features and noise. Systems take turns, ratios come from the same run, and
-nothing is timed before both gave the same vertices. Not counted: reading, rendering, writing.
+Ours is streamed by the runtime, one frame's audio a push. A row `hop` is the latency of a launch, `total` its share of
+each of the hop's frames; `delay_s` is the audio that a frame waits for, its hop and the lookahead. Stages are runs of
+their graphs. The released algorithm runs in eager PyTorch with the same weights, features and noise. Systems take
+turns, ratios come from the same run, and nothing is timed before both gave the same vertices. Not counted: reading,
+rendering, writing.
 
 The released streaming path costs more with every frame: some frames are timed, a line through them stands for the
 others (attention grows faster than that), and lengths beyond the last timed frame are marked with `*`. Ours costs the
-same for every frame: at most `--most-frames` are timed, with full windows, and longer lengths are marked as well.
+same for every hop: at most `--most-frames` frames are timed, with full windows, and longer lengths are marked as well.
 """
 
 from __future__ import annotations
@@ -25,11 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.latency_ablations import VARIANTS, WITHOUT, int8_runs, naive_runs, variant_rows
+from benchmarks.latency_ablations import WITHOUT, naive_runs, variant_rows
 from benchmarks.latency_plot import plot
 from benchmarks.latency_rows import (
     CPU,
-    INT8,
     OFFLINE,
     PARTS,
     RELEASED,
@@ -39,11 +40,12 @@ from benchmarks.latency_rows import (
     Histogram,
     Row,
     hardware,
+    hop_rows,
     summary,
     table,
     versions,
 )
-from benchmarks.latency_runs import overhead, stage_runs, streamed
+from benchmarks.latency_runs import hop_times, overhead, stage_runs
 from benchmarks.latency_subject import (
     CACHE,
     FAILURES,
@@ -68,7 +70,7 @@ SAMPLED = (0, 30, 60, 120, 200, 269)
 """Frames of the released streaming path that are timed: 269 is the last of 9 s at 30 fps."""
 ROUNDS, REPEATS = 3, 8
 FULL_SIZE_FRAMES = 270
-"""Of ours at full size that are timed: more would take minutes and tell the same."""
+"""Frames of ours at full size that are timed: more would take minutes and show the same."""
 _RELEASED_MEMORY = """
 import sys
 from pathlib import Path
@@ -90,15 +92,13 @@ print(peak_mb())
 
 @dataclass
 class Result:
-    """All that a run found."""
+    """Results of a run."""
 
     rows: list[Row] = field(default_factory=list)
     histograms: list[Histogram] = field(default_factory=list)
     overhead_ms: dict[str, float] = field(default_factory=dict)
-    """The runtime's own median beside its backend, by preset."""
+    """Median time of the runtime beside its backend, a frame, by preset."""
     settings: dict[str, object] = field(default_factory=dict)
-    int8: dict[str, dict[str, float]] = field(default_factory=dict)
-    """What 8-bit weights cost, by preset: the certificate's quantities in mm."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Backends that were not measured, and why."""
 
@@ -110,7 +110,6 @@ class Result:
             "hardware": hardware(),
             "versions": versions(),
             "settings": self.settings,
-            "int8": self.int8,
             "skipped": self.skipped,
             "rows": [asdict(row) for row in self.rows],
             "histograms": [asdict(histogram) for histogram in self.histograms],
@@ -121,7 +120,7 @@ class Result:
 def measure(
     given: Subject, lengths: Sequence[float], most_frames: int, ablations: bool, cache: Path, result: Result
 ) -> None:
-    """Everything about one preset, into `result`. Raises ParityError, ExportError and StreamTalkError."""
+    """Measure one preset, into `result`. Raises ParityError, ExportError and StreamTalkError."""
     fps = given.manifest.fps
     sampled = [i for i in SAMPLED if i < max(lengths) * fps]
     base = baseline(given, sampled[-1] + 1)
@@ -133,22 +132,21 @@ def measure(
         except StreamTalkError as error:
             result.skipped[backend] = str(error).replace(str(given.folder), "this export")
 
-    theirs, offline_s = stages(given, base, sampled, cache if ablations else None, result)
+    theirs, offline_s = stages(given, base, sampled, ablations, result)
     encoder_s = encoder(given, sampled[-1] + 1)
     peaks = {
         RELEASED: peak_rss_mb(_RELEASED_MEMORY, given.preset, given.folder, sampled[-1] + 1, "streaming"),
         OFFLINE: peak_rss_mb(_RELEASED_MEMORY, given.preset, given.folder, sampled[-1] + 1, "offline"),
         **{backend: peak_rss_mb(_OUR_MEMORY, given.folder, backend) for backend in talkers},
     }
-    # The longest length that is measured whole has most to show.
+    # The longest length that is measured whole shows most.
     longest_s = max((s for s in lengths if s * fps <= most_frames), default=lengths[0])
     for audio_s in lengths:
         frames = int(audio_s * fps)
         for backend, talker in talkers.items():
-            took = streamed(talker, min(frames, most_frames))
-            beyond = frames > most_frames
-            row = summary(given.preset, backend, "", audio_s, "total", took, extrapolated=beyond, fps=fps)
-            result.rows.append(row.lasting(frames, peaks[backend]))
+            took, beyond = hop_times(talker, min(frames, most_frames)), frames > most_frames
+            rows = hop_rows(given.preset, backend, "", audio_s, took, given.manifest, extrapolated=beyond)
+            result.rows += [row.lasting(frames, peaks[backend]) for row in rows]
             if audio_s == longest_s:
                 result.histograms.append(Histogram.of(given.preset, backend, audio_s, took))
         result.rows += released_rows(given.preset, audio_s, frames, fps, theirs, encoder_s, peaks[RELEASED])
@@ -159,26 +157,24 @@ def measure(
         result.rows.append(replace(row.lasting(frames, peaks[OFFLINE]), first_frame_ms=last_ms))
     if CPU in talkers:
         own = overhead(talkers[CPU], min(int(max(lengths) * fps), most_frames))
-        result.overhead_ms[given.preset] = round(1e3 * float(np.median(own)), 4)
+        result.overhead_ms[given.preset] = round(1e3 * float(np.median(own)) / given.manifest.hop, 4)
     if ablations:
         result.rows += variant_rows(given, min(9 * fps, most_frames), ROUNDS, cache)
 
 
 def stages(
-    given: Subject, base: Released, sampled: Sequence[int], cache: Path | None, result: Result
+    given: Subject, base: Released, sampled: Sequence[int], ablations: bool, result: Result
 ) -> tuple[dict[int, list[Seconds]], float]:
-    """Time single graphs of ours and single frames of the released algorithm in turns; ablations too where there is a
-    `cache` of exports. Our rows go to `result`; returns the released streaming path's, by frame, and seconds a frame
-    of the offline path without its encoder.
+    """Time single graphs of ours, and of `ablations`, in turns with single frames of the released algorithm.
+
+    Our rows go to `result`; returns the released streaming path's seconds, by frame, and seconds a frame of the offline
+    path without its encoder.
     """
     m, threads = given.manifest, Options().cpu_threads()
     runs = {(name, ""): run for name, run in stage_runs(given.folder, m, threads).items()}
-    if cache:
+    if ablations:
         naive = naive_runs(given, threads)
         runs |= {(stage, WITHOUT[stage]): run for stage, run in naive.items()}
-        if INT8 in VARIANTS[given.preset]:
-            eight_bit, result.int8[given.preset] = int8_runs(given, threads, cache)
-            runs |= {(stage, INT8): run for stage, run in eight_bit.items()}
     ours: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
     theirs: dict[int, list[Seconds]] = {i: [] for i in sampled}
     offline: list[Seconds] = []
@@ -206,10 +202,10 @@ def stages(
 
 
 def encoder(given: Subject, frames: int) -> float:
-    """Seconds a frame of the released audio encoder, which hears a clip of `frames` at once."""
-    heard = torch.from_numpy(speech(frames / given.manifest.fps))
+    """Seconds a frame of the released audio encoder, which encodes a clip of `frames` at once."""
+    pcm = torch.from_numpy(speech(frames / given.manifest.fps))
     began = perf_counter()
-    given.model.offline_features(heard)
+    given.model.offline_features(pcm)
     return (perf_counter() - began) / frames
 
 
@@ -244,20 +240,20 @@ def peak_rss_mb(script: str, *arguments: object) -> float | None:
 
 
 def result_to_add_to(path: Path) -> Document:
-    """An earlier result of this machine and these versions. Raises OSError, and UsageError where it is none."""
+    """Read an earlier result of this machine and these versions. Raises OSError, and UsageError where it is none."""
     try:
         earlier: Document = json.loads(path.read_text(encoding="utf-8"))
-        told = {key: earlier[key] for key in ("schema", "hardware", "versions")}
+        found = {key: earlier[key] for key in ("schema", "hardware", "versions")}
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is no result of this benchmark ({error}): leave --add away.") from error
+        raise UsageError(f"{path} is no result of this benchmark ({error}). Leave --add out.") from error
     for key, now in (("schema", SCHEMA), ("hardware", hardware()), ("versions", versions())):
-        if told[key] != now:
-            raise UsageError(f"{path} has another {key} ({told[key]}; now {now}): leave --add away.")
+        if found[key] != now:
+            raise UsageError(f"{path} has another {key} ({found[key]}; now {now}). Leave --add out.")
     return earlier
 
 
 def added(earlier: Document, document: Document) -> Document:
-    """`document` beside the other presets of an earlier one: every ratio is still of one run."""
+    """Put `document` beside the other presets of an earlier one: every ratio still comes from one run."""
     presets = document["settings"]
 
     def kept(key: str, preset: Callable[[dict[str, Any]], str]) -> list[dict[str, Any]]:
@@ -269,7 +265,6 @@ def added(earlier: Document, document: Document) -> Document:
     return {
         **document,
         "settings": {name: settings[name] for name in PRESETS if name in settings},
-        "int8": {**earlier.get("int8", {}), **document["int8"]},
         "rows": kept("rows", lambda row: str(row["preset"])),
         "histograms": kept("histograms", lambda histogram: str(histogram["preset"])),
         "targets": kept("targets", lambda target: str(target["name"]).partition(":")[0]),
@@ -282,8 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--presets", nargs="+", choices=PRESETS, default=["bundled", "vocaset"])
     add("--seconds", type=float, nargs="+", default=list(SECONDS), help="lengths of audio")
-    add("--engine", type=Path, help="an export of the one preset, its weights those of the preset")
-    add("--most-frames", type=int, default=1800, help="of ours that are timed a length (bundled)")
+    add("--engine", type=Path, help="an export of the one preset, of the preset's weights")
+    add("--most-frames", type=int, default=1800, help="frames of ours that are timed a length (bundled)")
     add("--no-ablations", action="store_true", help="at full size they take minutes of exporting")
     add("--quick", action="store_true", help="the bundled model on 3 and 9 s, without ablations")
     add("--cache", type=Path, default=CACHE, help="where exports are kept")
@@ -296,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.engine and len(options.presets) != 1:
         parser.error("--engine is an export of one preset: give --presets with that one")
     if options.add and not options.json:
-        parser.error("--add is about the FILE of --json")
+        parser.error("--add adds to the FILE of --json: give both")
     torch.set_num_threads(Options().cpu_threads())
     result = Result()
     cache = options.cache.expanduser()

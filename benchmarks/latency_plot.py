@@ -15,7 +15,7 @@ COLOURS = {CPU: "C0", RELEASED: "C3", OFFLINE: "C1"}
 
 
 def plot(document: Document, path: Path) -> None:
-    """Frame time over audio length, the spread of our frames, and where a frame's time goes, a row a preset.
+    """Draw frame time over audio length, the spread of our hops, and where a frame's time goes, a row a preset.
 
     Raises OSError.
     """
@@ -65,9 +65,9 @@ def _over_length(axes: Any, rows: list[dict[str, Any]], frame_ms: float) -> None
 def _histogram(axes: Any, found: list[dict[str, Any]]) -> None:
     for histogram in found:
         edges, counts = histogram["edges_ms"], histogram["counts"]
-        axes.stairs(counts, edges, fill=True, alpha=0.6, label=f"{histogram['system']}, {sum(counts)} frames")
-    axes.set(yscale="log", xlabel="ms a frame", ylabel="frames")
-    axes.set_title("the spread of our frames", fontsize=9)
+        axes.stairs(counts, edges, fill=True, alpha=0.6, label=f"{histogram['system']}, {sum(counts)} hops")
+    axes.set(yscale="log", xlabel="ms a hop", ylabel="hops")
+    axes.set_title("the spread of our hops", fontsize=9)
     if found:
         axes.legend(fontsize=7)
 

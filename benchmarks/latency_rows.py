@@ -1,4 +1,4 @@
-"""What a latency benchmark says: rows, their summary, and the table."""
+"""Rows of a latency benchmark, their summary, and the table."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamtalk.backends import available, onnxruntime_cpu
+from streamtalk.backends import available
+from streamtalk.backends.onnxruntime import NAME as CPU
+from streamtalk.model import Manifest
 
 SCHEMA = 1
 PARTS = ("audio_encoder", "condition_predictor", "diffusion_head", "vq_decoder")
-STAGES = (*PARTS, "frame", "total")
-CPU, RELEASED, OFFLINE = onnxruntime_cpu.NAME, "released-streaming", "released-offline"
-"""Systems; our other backends have their own names as well."""
+STAGES = (*PARTS, "hop", "total")
+"""Parts of a frame; `hop` is one launch, from its audio to its vertices; `total` is the cost of a frame, a hop's share.
+"""
+RELEASED, OFFLINE = "released-streaming", "released-offline"
+"""Systems besides our backends."""
 GPU_SYSTEMS = tuple(name for name in available() if name != CPU)
-ONE_THREAD, NO_CACHE, WHOLE_WINDOW, INT8 = "threads-1", "no-cache", "whole-window", "int8"
-"""Variants that others look for. A released decoder's `WHOLE_WINDOW` is one decode window of ours, not the clip."""
+ONE_THREAD, NO_CACHE, WHOLE_WINDOW = "threads-1", "no-cache", "whole-window"
+"""Variants that other modules look for. A released decoder's `WHOLE_WINDOW` is one decode window of ours, not the clip.
+"""
 Document = dict[str, Any]
 """A result as JSON has it."""
 BATCH = re.compile(r"batch-(\d+)")
@@ -34,7 +39,9 @@ PACKAGES = ("streamtalk", "numpy", "onnxruntime", "onnxruntime-gpu", "torch", "t
 
 @dataclass(frozen=True)
 class Row:
-    """One stage of one system on one length of audio; None where a column has no meaning."""
+    """One stage of one system on one length of audio; None where a column has no meaning. `delay_s` is the audio that
+    a frame waits for.
+    """
 
     preset: str
     system: str
@@ -51,6 +58,7 @@ class Row:
     rtf: float | None = None
     late: int | None = None
     peak_rss_mb: float | None = None
+    delay_s: float | None = None
 
     def lasting(self, frames: int, peak_rss_mb: float | None) -> Row:
         """The same for a length of `frames`, of which these were measured: late ones are scaled up."""
@@ -71,7 +79,7 @@ def summary(
 ) -> Row:
     """A row of the `seconds` [n] that frames took, the first frame's first.
 
-    With `fps` it is a whole frame: it has a real-time factor, and is late where it takes longer than a frame's
+    With `fps` these are whole frames: they have a real-time factor, and are late where they take longer than a frame's
     time.
     """
     ms = 1e3 * np.asarray(seconds, np.float64)
@@ -87,9 +95,31 @@ def summary(
     return Row(*columns, round(float(ms.max()), 4), **whole)  # type: ignore[arg-type]
 
 
+def hop_rows(
+    preset: str,
+    system: str,
+    variant: str,
+    audio_s: float,
+    seconds: npt.NDArray[np.float64],
+    m: Manifest,
+    *,
+    extrapolated: bool = False,
+) -> tuple[Row, Row]:
+    """Two rows of the `seconds` [n] that whole hops took: their latency, and the cost of a frame.
+
+    A hop that takes longer than its frames last makes all of them late.
+    """
+    columns = (preset, system, variant, audio_s)
+    hop = summary(*columns, "hop", seconds, extrapolated=extrapolated)
+    frame = summary(*columns, "total", seconds / m.hop, extrapolated=extrapolated, fps=m.fps)
+    first_ms = round(1e3 * float(seconds[0]), 4)  # nothing is there before the hop is
+    delay_s = round(m.clock.delay_s, 4)
+    return replace(hop, delay_s=delay_s), replace(frame, first_frame_ms=first_ms, delay_s=delay_s)
+
+
 @dataclass(frozen=True)
 class Histogram:
-    """How often a frame of one system took how long."""
+    """Number of hops of one system by their latency."""
 
     preset: str
     system: str
@@ -99,14 +129,14 @@ class Histogram:
 
     @classmethod
     def of(cls, preset: str, system: str, audio_s: float, seconds: npt.ArrayLike) -> Histogram:
-        """Of the `seconds` [n] that frames took, in 50 bins from nothing to the slowest."""
+        """Count the `seconds` [n] that hops took, in 50 bins from 0 to the slowest."""
         ms = 1e3 * np.asarray(seconds, np.float64)
         counts, edges = np.histogram(ms, 50, (0.0, float(ms.max())))
         return cls(preset, system, audio_s, np.round(edges, 4).tolist(), counts.tolist())
 
 
 def batch_of(variant: str) -> int | None:
-    """Voices in a launch of the default, or of `batch-N`; None for any other variant."""
+    """Rows of a launch of the default, or of `batch-N`; None for any other variant."""
     found = BATCH.fullmatch(variant)
     return int(found[1]) if found else None if variant else 1
 
@@ -155,13 +185,15 @@ def versions() -> dict[str, str]:
 def table(rows: Sequence[Row]) -> str:
     """Rows as markdown; `*` marks what was extrapolated."""
     lines = [
-        "| preset | system | variant | audio s | stage | frames | p50 ms | p95 | p99 | max | first | rtf | late | MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| preset | system | variant | audio s | stage | frames | p50 ms | p95 | p99 | max | first | rtf | late | MB "
+        "| delay s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         star = "*" if r.extrapolated else ""
         cells = [r.preset, r.system, r.variant, f"{r.audio_s:g}", r.stage, f"{r.frames}{star}"]
         cells += [f"{v:.2f}" for v in (r.p50_ms, r.p95_ms, r.p99_ms, r.max_ms)]
-        cells += ["" if v is None else f"{v:.3g}" for v in (r.first_frame_ms, r.rtf, r.late, r.peak_rss_mb)]
+        more = (r.first_frame_ms, r.rtf, r.late, r.peak_rss_mb, r.delay_s)
+        cells += ["" if v is None else f"{v:.3g}" for v in more]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

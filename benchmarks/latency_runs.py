@@ -1,8 +1,8 @@
-"""What is timed of ours: whole frames of a stream, the runtime's own part of them, and single graphs."""
+"""Runs of ours that are timed: hops of a stream, the runtime's own part of them, and single graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -12,122 +12,101 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from benchmarks.latency_rows import STAGES
+from benchmarks.latency_rows import PARTS
 from benchmarks.latency_subject import SEED, speech
 from streamtalk import Talker
-from streamtalk.backends import Lane
-from streamtalk.model import Manifest, Precision, graph_key
+from streamtalk.model import Manifest
+from streamtalk.rows import Float32, Mask, Rows
 
-WARM_UP_FRAMES = 8
+WARM_UP_HOPS = 8
 Seconds = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
 
 
-def frame_times(talker: Talker, frames: int) -> Seconds:
-    """Seconds of each of `frames` frames after warm-up, whole, in a stream of the runtime; the first is a new stream's
-    first. A frame counts from the push of its last audio; the encoder's run is in the first of its hop.
+def hop_times(talker: Talker, frames: int) -> Seconds:
+    """Seconds of each hop of a stream of so many `frames` after warm-up, from the push of its last audio to its
+    vertices; the first is a new stream's first.
     """
-    chunk = talker.sample_rate // talker.fps
-    pcm = speech((frames + WARM_UP_FRAMES) / talker.fps + 2)
+    m = talker.manifest
+    hops = -(-frames // m.hop)
+    chunk = m.sample_rate // m.fps
+    pcm = speech((max(hops, WARM_UP_HOPS) * m.hop + 1) / m.fps + talker.delay_s)
     took: list[float] = []
     with talker.open() as stream:
-        for wanted in (WARM_UP_FRAMES, frames):
+        for wanted in (WARM_UP_HOPS, hops):
             stream.reset()
             took.clear()
             for start in range(0, len(pcm), chunk):
-                since = perf_counter()
-                for _ in stream.push(pcm[start : start + chunk]):
-                    now = perf_counter()
-                    took.append(now - since)
-                    since = now
+                began = perf_counter()
+                if list(stream.push(pcm[start : start + chunk])):
+                    took.append(perf_counter() - began)
                 if len(took) >= wanted:
                     break
-    return np.array(took[:frames])
-
-
-def streamed(talker: Talker, frames: int) -> Seconds:
-    """`frame_times` with the encoder's run spread over its hop."""
-    return amortised(frame_times(talker, frames), talker.manifest.hop)
-
-
-def amortised(seconds: Seconds, hop: int) -> Seconds:
-    """The encoder's run, which falls on a hop's first frame, spread over the hop: each frame its hop's mean."""
-    if hop == 1:
-        return seconds
-    whole = len(seconds) // hop * hop
-    means = seconds[:whole].reshape(-1, hop).mean(1)
-    return np.repeat(means, hop) if whole else seconds
+    return np.array(took)
 
 
 def overhead(talker: Talker, frames: int) -> Seconds:
-    """Seconds of each of `frames` frames that the runtime took beside its backend, as `streamed` times them."""
+    """Seconds of each hop that the runtime took beside its backend, as `hop_times` times them."""
     backend = _TimedBackend(talker.choice.backend)
     observed = replace(talker, choice=replace(talker.choice, backend=backend))
-    whole = streamed(observed, frames)
-    (lane,) = backend.lanes
-    # A hop's frames come together, so that there may be more of them than were asked for.
-    return whole - amortised(np.array(lane.frames[:frames]), talker.manifest.hop)
+    whole = hop_times(observed, frames)
+    (rows,) = backend.opened
+    return whole - np.array(rows.hops)
 
 
-class _TimedLane:
-    """A lane that keeps the seconds spent in it since its last reset, frame by frame."""
+class _TimedRows:
+    """Rows that keep the seconds spent in their launches since the last reset, hop by hop."""
 
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
-        self._since = 0.0
-        self.frames: list[float] = []
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._launched = 0.0
+        self.hops: list[float] = []
 
-    def reset(self) -> None:
-        self._lane.reset()
-        self.frames.clear()
-        self._since = 0.0
+    def reset(self, row: int) -> None:
+        self._rows.reset(row)
+        self.hops.clear()
 
-    def encode(self) -> None:
+    def launch(self, active: Mask) -> None:
         began = perf_counter()
-        self._lane.encode()
-        self._since += perf_counter() - began
+        self._rows.launch(active)
+        self._launched = perf_counter() - began
 
-    def frame(self, index: int) -> None:
+    def vertices(self) -> Float32:
         began = perf_counter()
-        self._lane.frame(index)
-        self._since += perf_counter() - began
-
-    def vertices(self) -> npt.NDArray[np.float32]:
-        began = perf_counter()
-        made = self._lane.vertices()
-        self.frames.append(self._since + perf_counter() - began)
-        self._since = 0.0
+        made = self._rows.vertices()
+        self.hops.append(self._launched + perf_counter() - began)
         return made
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._lane, name)
+        return getattr(self._rows, name)
 
 
 class _TimedBackend:
-    """A backend whose lanes are timed."""
+    """A backend whose rows are timed."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
-        self.lanes: list[_TimedLane] = []
+        self.opened: list[_TimedRows] = []
 
-    def lane(self, *given: Any) -> _TimedLane:
-        self.lanes.append(_TimedLane(self._backend.lane(*given)))
-        return self.lanes[-1]
+    def rows(self, *given: Any) -> _TimedRows:
+        self.opened.append(_TimedRows(self._backend.rows(*given)))
+        return self.opened[-1]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
 
 class GraphRun:
-    """One graph in onnxruntime as the runtime's CPU backend has it: bound to its memory, threads that do not spin."""
+    """A graph in onnxruntime as the runtime's CPU backend runs it: bound to its memory, threads that do not spin."""
 
-    def __init__(self, path: Path, inputs: Mapping[str, Array], threads: int) -> None:
+    def __init__(self, model: Path | bytes, inputs: Mapping[str, Array], threads: int) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        source = str(model) if isinstance(model, Path) else model
+        self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self._binding = self._session.io_binding()
         self._inputs = [
             (name, onnxruntime.OrtValue.ortvalue_from_numpy(value)) for name, value in inputs.items()
@@ -144,24 +123,18 @@ class GraphRun:
         return perf_counter() - began
 
     def outputs(self) -> list[Array]:
-        """What the last run gave."""
+        """Outputs of the last run."""
         return [np.asarray(value) for value in self._binding.copy_outputs_to_cpu()]
 
 
-def stage_runs(
-    folder: Path,
-    m: Manifest,
-    threads: int,
-    precision: Precision = "fp32",
-    names: Sequence[str] = STAGES[:-1],
-) -> dict[str, GraphRun]:
-    """Streaming graphs of an engine at a precision, by name, with all windows full."""
+def stage_runs(folder: Path, m: Manifest, threads: int) -> dict[str, GraphRun]:
+    """The hop graph and the graphs of its stages, by name, with all windows full."""
     rng = np.random.default_rng(SEED)
     full = {"valid_frames": m.history, "valid_latents": m.decode_window, "position": 0, "active": True}
     runs: dict[str, GraphRun] = {}
-    for name in names:
+    for name in (*PARTS, "hop"):
         inputs: dict[str, Array] = {}
-        graph = m.graphs[graph_key(name, precision)]
+        graph = m.graphs[name]
         for tensor in graph.inputs:
             shape = [int(n) for n in tensor.shape]
             if tensor.name in full:

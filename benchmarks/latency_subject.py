@@ -1,4 +1,4 @@
-"""What `benchmarks.latency` measures: a preset as graphs and as the same model in torch, held against each other."""
+"""Subjects of `benchmarks.latency`: a preset as graphs and as the same model in torch, held against each other."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.released import Released
-from streamtalk import StreamTalkError
+from streamtalk import StreamTalkError, Talker
 from streamtalk.app.audio.files import read_mono
 from streamtalk.model import Manifest, read_manifest, sha256_of
 from streamtalk_export import cli as export_cli
 from streamtalk_export.checkpoint import load_model, random_model
 from streamtalk_export.config import load_config
-from streamtalk_export.drive import Graphs, Probe, Stream, next_frame
 from streamtalk_export.errors import ExportError
+from streamtalk_export.excerpt import Excerpt
 from streamtalk_export.hubert import hubert_config
 from streamtalk_export.model import TalkerModel, stream_frames
+from streamtalk_export.parity import CPU, Stages, certify_hop, missed, read_identity
 from streamtalk_export.sampler import sampler_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,15 +37,17 @@ PARITY = 1e-3
 
 
 class ParityError(Exception):
-    """Two systems that should give the same vertices do not."""
+    """Raised where two systems that should give the same vertices do not."""
 
 
 FAILURES = (ParityError, ExportError, StreamTalkError, OSError)
-"""What ends a benchmark, see `complain`."""
+"""Errors that end a benchmark, see `complain`."""
 
 
 def complain(command: str, error: Exception) -> int:
-    """Say what ended `command`; returns its exit code: 1 where parity failed, 2 where something needed is missing."""
+    """Print the error that ended `command`; returns its exit code: 1 where parity failed, 2 where something needed is
+    missing.
+    """
     if isinstance(error, ParityError):
         print(error, file=sys.stderr)
         return 1
@@ -54,7 +57,7 @@ def complain(command: str, error: Exception) -> int:
 
 @dataclass(frozen=True)
 class Subject:
-    """A preset: its engine folder and the same model in torch."""
+    """A preset: its model directory and the same model in torch."""
 
     preset: str
     folder: Path
@@ -75,7 +78,7 @@ def subject(preset: str, cache: Path, engine: Path | None = None) -> Subject:
 
 
 def exported(preset: str, cache: Path, variant: str, options: Sequence[str]) -> Path:
-    """The engine folder of a preset's variant, exported where `cache` has none of this exporter and these weights."""
+    """Return the model directory of a preset's variant, exported unless `cache` has it of this exporter."""
     name = f"{preset}-{variant}" if variant else preset
     out = cache / f"{name}@{_key(preset, options)}"
     given = [] if preset == "bundled" else ["--config", preset, "--random-weights", str(SEED)]
@@ -95,14 +98,14 @@ def _key(preset: str, options: Sequence[str]) -> str:
 
 
 def settings_of(m: Manifest) -> dict[str, object]:
-    """What every figure of a model depends on."""
+    """Settings that every figure of a model depends on."""
     return {
         "hop": m.hop,
         "context_s": m.context_samples / m.sample_rate,
         "history": m.history,
         "decode_window": m.decode_window,
         "steps": m.steps,
-        "delay_s": (m.window_samples - m.context_samples) / m.sample_rate,
+        "delay_s": round(m.clock.delay_s, 4),
         "fps": m.fps,
     }
 
@@ -124,16 +127,20 @@ def baseline(given: Subject, frames: int) -> Released:
 
 
 def check_parity(given: Subject, base: Released) -> float:
-    """The graphs' vertices against the released algorithm's, over the first frames; returns the worst share.
+    """Compare the stages' vertices with the released algorithm's over the first frames, and the hop graph with the
+    stages; returns the first comparison's worst share of the motion.
 
     Raises ParityError.
     """
-    m, graphs = given.manifest, Graphs(given.folder, given.manifest)
-    with np.load(given.folder / m.identity) as identity:
-        style, start = identity["styles"][0], identity["start_latent"]
-    template = np.zeros(3 * m.n_vertices, np.float32)
-    probe = Probe(np.empty(0, np.float32), base.noise.numpy(), style, start, template)
-    stream = Stream(m, start)
+    m = given.manifest
+    identity = read_identity(given.folder, m)
+    excerpt = Excerpt.make(m, PARITY_FRAMES, identity)
+    stages = Stages(given.folder, m, identity["start_latent"])
+    wrong = missed(certify_hop(stages, m, Talker.load(given.folder, CPU), excerpt, PARITY_FRAMES))
+    if wrong:
+        raise ParityError(f"{given.preset}: the hop graph differs from its stages ({wrong}): nothing was timed.")
+    stages.begin()
+    still = replace(excerpt, noise=base.noise.numpy(), template=np.zeros((m.n_vertices, 3), np.float32))
     features = base.features[:PARITY_FRAMES]
     made = stream_frames(
         given.model, features, base.noise, base.speaker, base.table, m.history, m.decode_window
@@ -142,13 +149,13 @@ def check_parity(given: Subject, base: Released) -> float:
     released = replace(base, latents=torch.stack(latents))
     worst = largest = 0.0
     for i, feature in enumerate(features.numpy()):
-        vertices = next_frame(graphs, stream, feature, probe)
+        _, _, vertices = stages.next(feature, still)
         wanted = released.streaming_frame(i)[0].numpy().reshape(-1, 3)
         worst = max(worst, float(np.abs(vertices - wanted).max()))
         largest = max(largest, float(np.abs(wanted).max()))
     if not worst <= PARITY * largest:
         raise ParityError(
-            f"{given.preset}: graphs and released algorithm differ by {worst / largest:.1e} of the motion "
+            f"{given.preset}: the stages and the released algorithm differ by {worst / largest:.1e} of the motion "
             f"(bound {PARITY:.0e}): nothing was timed."
         )
     return worst / largest

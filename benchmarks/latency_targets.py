@@ -1,4 +1,4 @@
-"""What a latency benchmark is held to, read off its rows: every ratio comes from one run."""
+"""Targets of a latency benchmark, read off its rows: every ratio comes from one run."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.latency_rows import CPU, INT8, ONE_THREAD, RELEASED, WHOLE_WINDOW, Row
+from benchmarks.latency_rows import CPU, ONE_THREAD, RELEASED, WHOLE_WINDOW, Row
 
 CLIP_S = 9.0
 """The clip whose last frame the released streaming path is compared on: 269 at 30 fps."""
 BOUNDED = "vocaset"
-"""The preset whose ratios are held to a bound; others' are told."""
+"""The preset whose ratios are held to a bound; others' are stated."""
 SMALL_RATIO, DECODER_RATIO = 300.0, 2.0
 BUNDLED_P99_MS, OVERHEAD_MS = 10.0, 0.2
-OURS = {"ours": "", "ours with 8-bit weights": INT8}
-"""What is held against the released algorithm, and its variant."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What was measured and its bound, None where it has none; `at_least` tells the bound's direction."""
+    """A measured value and its bound, None where it has none; `at_least` gives the bound's direction."""
 
     name: str
     measured: float
@@ -30,7 +28,7 @@ class Target:
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Target:
-        """From a result's JSON, which also says whether it was met."""
+        """Read one from a result's JSON, which also says whether it was met."""
         return cls(**{name: value for name, value in fields.items() if name != "met"})
 
     @property
@@ -58,30 +56,22 @@ def _released(rows: Sequence[Row]) -> Iterator[Target]:
     """Full size, against the released algorithm; the bundled model is too small for such ratios."""
     for preset in dict.fromkeys(row.preset for row in rows if row.preset != "bundled"):
         least, least_decoder = (SMALL_RATIO, DECODER_RATIO) if preset == BOUNDED else (None, None)
-        measured = {said: _stages(rows, preset, variant) for said, variant in OURS.items()}
-        measured = {said: own for said, own in measured.items() if own}
+        wanted = (preset, CPU, "", 0.0)
+        own = {r.stage: r.p50_ms for r in rows if (r.preset, r.system, r.variant, r.audio_s) == wanted}
         last = {
             r.stage: r.max_ms
             for r in rows
             if (r.preset, r.system, r.audio_s, r.extrapolated) == (preset, RELEASED, CLIP_S, False)
         }
-        if last:
+        if last and own:
             released = last["condition_predictor"] + last["diffusion_head"]
-            for said, own in measured.items():
-                ratio = released / (own["condition_predictor"] + own["diffusion_head"])
-                name = f"{preset}: predictor and head, {RELEASED} at the last frame of {CLIP_S:g} s against {said}"
-                yield Target(name, ratio, least, True, "times")
+            ratio = released / (own["condition_predictor"] + own["diffusion_head"])
+            name = f"{preset}: predictor and head, {RELEASED} at the last frame of {CLIP_S:g} s against ours"
+            yield Target(name, ratio, least, True, "times")
         for row in rows:
-            if (row.preset, row.system, row.variant) == (preset, RELEASED, WHOLE_WINDOW):
-                for said, own in measured.items():
-                    name = f"{preset}: decoder, eager PyTorch on the whole decode window against {said}"
-                    yield Target(name, row.p50_ms / own["vq_decoder"], least_decoder, True, "times")
-
-
-def _stages(rows: Sequence[Row], preset: str, variant: str) -> dict[str, float]:
-    """Medians in ms of our graphs with full windows, by stage."""
-    wanted = (preset, CPU, variant, 0.0)
-    return {r.stage: r.p50_ms for r in rows if (r.preset, r.system, r.variant, r.audio_s) == wanted}
+            if (row.preset, row.system, row.variant) == (preset, RELEASED, WHOLE_WINDOW) and own:
+                name = f"{preset}: decoder, eager PyTorch on the whole decode window against ours"
+                yield Target(name, row.p50_ms / own["vq_decoder"], least_decoder, True, "times")
 
 
 def _bundled(rows: Sequence[Row], overhead_ms: dict[str, float]) -> Iterator[Target]:

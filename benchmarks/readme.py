@@ -1,5 +1,5 @@
-"""The figures of README.md and docs/gpu.md from the committed results: `python -m benchmarks.readme` rewrites what lies
-between their markers; `--check` exits with 1 where it would.
+"""Figures of README.md and docs/gpu.md from the committed results: `python -m benchmarks.readme` rewrites the text
+between their markers; `--check` exits with 1 where that would change it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu_page
-from benchmarks.latency_rows import CPU, INT8, OFFLINE, ONE_THREAD, RELEASED, Document
+from benchmarks.latency_rows import CPU, OFFLINE, ONE_THREAD, RELEASED, Document
 from benchmarks.latency_targets import Target
 from benchmarks.latency_targets import table as targets_table
 
@@ -27,7 +27,7 @@ SYSTEMS = (CPU, RELEASED, OFFLINE)
 
 
 def section(document: Document) -> str:
-    """The markdown of a result of `benchmarks.latency`."""
+    """Markdown of a result of `benchmarks.latency`."""
     hardware, versions = document["hardware"], document["versions"]
     lines = [
         f"{hardware['cpu']}, {hardware['cores']} cores, onnxruntime {versions['onnxruntime']}, PyTorch "
@@ -37,8 +37,7 @@ def section(document: Document) -> str:
     for preset, settings in document["settings"].items():
         rows = [row for row in document["rows"] if row["preset"] == preset]
         lines += ["", f"**{preset}** ({_settings(settings)})", "", *_lengths(rows)]
-        if preset in document.get("int8", {}):
-            lines[-1] += " " + _eight_bit(rows, document["int8"][preset])
+        lines[-1] += _hops(rows)
     lines += ["", targets_table([Target.of(fields) for fields in document["targets"]])]
     return "\n".join(lines) + "\n"
 
@@ -46,7 +45,8 @@ def section(document: Document) -> str:
 def _settings(settings: dict[str, Any]) -> str:
     return (
         f"{settings['fps']} fps, hop {settings['hop']}, {settings['context_s']:g} s of context, history "
-        f"{settings['history']}, decode window {settings['decode_window']}, {settings['steps']} steps"
+        f"{settings['history']}, decode window {settings['decode_window']}, {settings['steps']} steps, delay "
+        f"{settings['delay_s']:.3g} s"
     )
 
 
@@ -81,15 +81,16 @@ def _lengths(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _eight_bit(rows: list[dict[str, Any]], errors: dict[str, float]) -> str:
-    """What 8-bit weights save and cost."""
-    row = next(row for row in rows if (row["variant"], row["stage"]) == (INT8, "total"))
-    p99, worst, motion = (
-        errors[f"{name}_mm"] for name in ("vertex_error_p99", "vertex_error_max", "rms_motion")
-    )
-    return (
-        f"With 8-bit weights: p50 {row['p50_ms']:.3g} ms, vertices off by {p99:.2g} mm (p99) and {worst:.2g} mm "
-        f"(largest), where the motion's RMS is {motion:.3g} mm."
+def _hops(rows: list[dict[str, Any]]) -> str:
+    """A sentence for the hop of the longest length that was measured whole, and for each other hop."""
+    hops = [row for row in rows if row["stage"] == "hop" and row["audio_s"] and row["system"] == CPU]
+    own = [row for row in hops if not row["variant"] and not row["extrapolated"]][-1:]
+    others = [row for row in hops if str(row["variant"]).startswith("hop-")]
+    frames = {(row["variant"], row["audio_s"]): row for row in rows if row["stage"] == "total" and row["system"] == CPU}
+    return "".join(
+        f" {row['variant'] or 'A hop'}: p50 {row['p50_ms']:.3g} ms, p99 {row['p99_ms']:.3g} ms, real-time factor "
+        f"{frames[row['variant'], row['audio_s']]['rtf']:.2g}, delay {row['delay_s']:.3g} s."
+        for row in (*own, *others)
     )
 
 

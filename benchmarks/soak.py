@@ -1,17 +1,17 @@
-"""Does it last? `python -m benchmarks.soak` streams an hour of varied speech and checks that nothing grows.
+"""A long run: `python -m benchmarks.soak` streams an hour of varied speech and checks that nothing grows.
 
-Accelerated, or with `--real-time` paced as a microphone paces. Bounds: median latency of the last minute at most
-5 % above the first's, resident memory below 1 MB of growth an hour of audio, the same output for the same audio,
-late frames at most 1 in 10,000. Every minute hears other audio, but the last hears the first's again. Exits with 1
+It runs as fast as it can, or with `--real-time` at a microphone's pace. Bounds: median latency of a hop in the last
+minute at most 5 % above the first's, resident memory below 1 MB of growth an hour of audio, the same output for the same
+audio, late frames at most 1 in 10,000. Every minute has other audio, but the last has the first's again. Exits with 1
 when a bound breaks, with 2 for bad arguments.
 
 A frame is due `delay_s` after its own time, and late when it is there more than a frame's time after that. In an
 accelerated run nobody waits: the frame's computing time then counts in a queue with the arrivals of a microphone.
 
 Latency is compared between times when a shared machine may be differently busy. So a second process with the same
-model, which slept in between, takes its frames in turns with this one in the first and the last minute, and the
+model, which slept in between, takes its hops in turns with this one in the first and the last minute, and the
 change of its median is divided out; the plain change is printed beside it, and p99 without a bound (see
-`soak_bounds`). In real time both must fit into a frame's time; a model that alone takes half of it wants
+`soak_bounds`). In real time both must fit into a hop's time; a model that alone takes half of it wants
 `--no-control`.
 """
 
@@ -34,11 +34,12 @@ import numpy.typing as npt
 from benchmarks.latency_rows import hardware, versions
 from benchmarks.soak_audio import MINUTE_S, Programme, read_speech
 from benchmarks.soak_bounds import Bound, judge
-from benchmarks.soak_control import Control, ControlProcess, timed
+from benchmarks.soak_control import Control, ControlProcess, begins_hop, timed
 from benchmarks.soak_record import COLUMNS, Record, Spread, resident_bytes
 from streamtalk import Frame, StreamTalkError, Talker, UsageError
 from streamtalk.backends import AUTO, available
 from streamtalk.latency import LatencyHistogram
+from streamtalk.model import Clock
 
 SPEECH = Path("models/bundled/demo.wav")
 BLOCK_S = 0.01
@@ -52,7 +53,8 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Machine:
-    """What a soak measures with; a test brings its own. `now` is in seconds, `resident_bytes` None if unknown."""
+    """Clock and memory that a soak reads; a test brings its own. `now` is in seconds, `resident_bytes` None if unknown.
+    """
 
     now: Callable[[], float] = time.perf_counter
     sleep: Callable[[float], None] = time.sleep
@@ -101,8 +103,7 @@ class Soak:
         stream: Listener,
         programme: Programme,
         minutes: int,
-        fps: int,
-        rate: int,
+        clock: Clock,
         motion: Motion,
         *,
         real_time: bool = False,
@@ -112,11 +113,11 @@ class Soak:
         self.record = Record(minutes)
         self.record.statistic = motion.name
         self._stream, self._programme, self._motion = stream, programme, motion
-        self._minutes, self._frame_s, self._rate = minutes, 1 / fps, rate
+        self._minutes, self._frame_s, self._rate, self._hop = minutes, 1 / clock.fps, clock.rate, clock.hop
         self._real_time, self._control, self._machine = real_time, control, machine or Machine()
         self._latency, self._control_latency = LatencyHistogram(), LatencyHistogram()
         self._spread = Spread()
-        self._late = self._pushed = 0
+        self._frames = self._late = self._pushed = 0
         self._busy_s = 0.0
         self._resident_mb = float("nan")
 
@@ -129,7 +130,7 @@ class Soak:
             if last and self._control:
                 self._control.reset()
             self._clear()
-            # The last minute hears what the first did.
+            # The last minute has the first one's audio.
             self._play(0 if last else minute, MINUTE_S, controlled=minute == 0 or last, memory=minute)
             self._note(minute)
             progress(minute, self.record)
@@ -138,15 +139,15 @@ class Soak:
     def _play(self, key: int, seconds: int, controlled: bool, memory: int | None = None) -> None:
         self._programme.fill(key)
         block = round(BLOCK_S * self._rate)
-        heard = 0  # by the control
+        given = 0  # to the control
         for start in range(0, seconds * self._rate, block):
             pcm = self._programme.minute[start : start + block]
             self._pushed += len(pcm)
             made = self._push(pcm)
             if made and controlled and self._control:
-                for milliseconds in self._control.push(self._programme.minute[heard : start + block]):
+                for milliseconds in self._control.push(self._programme.minute[given : start + block]):
                     self._control_latency.add(float(milliseconds))
-                heard = start + block
+                given = start + block
             if memory is not None and start % (MEMORY_EVERY_S * self._rate) == 0:
                 self._weigh(60 * memory + start / self._rate)
 
@@ -163,13 +164,15 @@ class Soak:
                 ready_s = self._busy_s = max(arrival_s, self._busy_s) + milliseconds / 1e3
             due_s = frame.time_s + self._stream.delay_s
             self._late += ready_s - due_s > self._frame_s
-            self._latency.add(milliseconds)
+            if begins_hop(frame, self._hop):
+                self._latency.add(milliseconds)
             value = self._motion(frame.vertices)
             if np.isfinite(value):
                 self._spread.add(value)
             else:
                 self.record.not_finite += 1
             made += 1
+        self._frames += made
         return made
 
     def _weigh(self, audio_s: float) -> None:
@@ -183,6 +186,7 @@ class Soak:
             self.record.memory_s = audio_s - warm_s
 
     def _clear(self) -> None:
+        self._frames = 0
         self._latency.clear()
         self._control_latency.clear()
         self._spread.clear()
@@ -193,13 +197,13 @@ class Soak:
         own, control = self._latency.summary(), self._control_latency.summary()
         beside = (control.p50, control.p99) if self._control_latency.n else (np.nan, np.nan)
         self.record.rows[minute] = (
-            *(self._latency.n, self._late, own.p50, own.p99, own.max),
+            *(self._frames, self._late, own.p50, own.p99, own.max),
             *(*beside, self._resident_mb, self._spread.mean, self._spread.std),
         )
 
 
 def document(record: Record, bounds: Sequence[Bound], talker: Talker, real_time: bool) -> dict[str, object]:
-    """What `--json` writes."""
+    """Contents of the file of `--json`."""
     return {
         "schema": SCHEMA,
         "model": talker.manifest.name,
@@ -217,7 +221,7 @@ def document(record: Record, bounds: Sequence[Bound], talker: Talker, real_time:
 
 
 def plot(record: Record, title: str, path: Path) -> None:
-    """Latency, memory and output over the minutes. Raises OSError."""
+    """Draw latency, memory and output over the minutes. Raises OSError."""
     from matplotlib.figure import Figure
 
     minutes = np.arange(1, len(record.rows) + 1)
@@ -231,7 +235,7 @@ def plot(record: Record, title: str, path: Path) -> None:
         ("control_p99_ms", "C1x"),
     ):
         latency.plot(minutes, record.column(name), style, label=name.removesuffix("_ms").replace("_", "'s "))
-    latency.set_ylabel("latency of a frame, ms")
+    latency.set_ylabel("latency of a hop, ms")
     latency.set_ylim(bottom=0)
     latency.legend(fontsize=8, ncols=4)
     memory.plot(minutes, record.column("resident_mb"), "C2-")
@@ -305,8 +309,7 @@ def _soak(arguments: argparse.Namespace) -> int:
             stream,
             programme,
             arguments.minutes,
-            talker.fps,
-            talker.sample_rate,
+            talker.manifest.clock,
             motion,
             real_time=arguments.real_time,
             control=control,

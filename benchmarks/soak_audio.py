@@ -1,4 +1,4 @@
-"""What a soak listens to: recorded speech cut, paused and turned up and down, another minute each minute."""
+"""Audio of a soak: recorded speech cut, paused and turned up and down, another minute each minute."""
 
 from __future__ import annotations
 

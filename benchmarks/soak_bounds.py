@@ -1,4 +1,4 @@
-"""The four promises of a stream that runs for hours, and whether a record keeps them."""
+"""The four bounds of a stream that runs for hours, and whether a record is within them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEMORY_MINUTES = 10
 
 @dataclass(frozen=True)
 class Bound:
-    """One promise: `met` is None where this run cannot tell, and `note` says why, or how it was measured."""
+    """One bound: `met` is None where this run cannot tell, and `note` says why, or how it was measured."""
 
     name: str
     value: float | None
@@ -44,10 +44,10 @@ def judge(record: Record) -> tuple[Bound, ...]:
 
 
 def latency(record: Record) -> Bound:
-    """The median alone is bound: what grows with time shifts every frame and so the median, while the 99th
-    percentile of a minute is 18 frames, on a shared machine the neighbours' doing. Late frames bound the tail.
+    """The median alone is bound: what grows with time shifts every hop and so the median, while the 99th
+    percentile of a minute is at most 18 hops, on a shared machine the neighbours' doing. Late frames bound the tail.
 
-    Where a control ran, each minute's median is taken relative to the control's, whose frames took turns with
+    Where a control ran, each minute's median is taken relative to the control's, whose hops took turns with
     these: a machine that got slower or faster in between cancels. The plain ratio is shown as well.
     """
     p50, p99, control = (record.column(name)[[0, -1]] for name in ("p50_ms", "p99_ms", "control_p50_ms"))
@@ -80,7 +80,7 @@ def memory(record: Record) -> Bound:
 
 
 def output(record: Record) -> Bound:
-    """The first and the last minute hear the same audio: mean and spread of what is seen must agree."""
+    """The first and the last minute have the same audio: mean and spread of the output must agree."""
     mean, std = (record.column(f"output_{name}_mm")[[0, -1]] for name in ("mean", "std"))
     drift = max(abs(float(pair[1] / pair[0]) - 1) if pair[0] else 0.0 for pair in (mean, std))
     note = f"{record.statistic}: mean {mean[0]:.3f} -> {mean[1]:.3f}, std {std[0]:.3f} -> {std[1]:.3f} mm"

@@ -1,8 +1,8 @@
-"""The machine's own speed: the same model in another process, which hears a minute at the start and one at the end.
+"""The machine's own speed: the same model in another process, which streams the first minute and the last.
 
 `python -m benchmarks.soak_control ENGINE BACKEND THREADS` is started by the soak and speaks through pipes. It takes
-its frames in turns with the stream under test, so that whatever else the machine does meets both alike; what the
-hours did to the one process did not happen to the other.
+its hops in turns with the stream under test, so that the machine's other work affects both alike. The hours in between
+affect the stream under test alone.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Control(Protocol):
     """A second stream beside the one under test."""
 
     def push(self, pcm: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Stream audio [n]; milliseconds of each frame that it made."""
+        """Stream audio [n]; milliseconds of each hop that it made."""
 
     def reset(self) -> None:
         """Become as new."""
 
 
 def timed(frames: Iterator[Frame], now: Callable[[], float] = perf_counter) -> Iterator[tuple[Frame, float]]:
-    """Each frame with the milliseconds that it took."""
+    """Yield each frame with the milliseconds that it took: a hop's first frame takes all of the hop's."""
     while True:
         began = now()
         frame = next(frames, None)
@@ -46,13 +46,18 @@ def timed(frames: Iterator[Frame], now: Callable[[], float] = perf_counter) -> I
         yield frame, (now() - began) * 1e3
 
 
+def begins_hop(frame: Frame, hop: int) -> bool:
+    """Whether a frame is its hop's first."""
+    return frame.index % hop == 0
+
+
 class ControlProcess:
     """A `Control` in a process of its own; a context manager."""
 
     def __init__(self, engine: Path, backend: str, threads: int | None) -> None:
-        words = (str(engine.resolve()), backend, str(threads or 0))
+        arguments = (str(engine.resolve()), backend, str(threads or 0))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.soak_control", *words],
+            [sys.executable, "-m", "benchmarks.soak_control", *arguments],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -63,7 +68,7 @@ class ControlProcess:
         self._answer()
 
     def push(self, pcm: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Stream audio [n]; milliseconds of each frame that it made. Raises StreamTalkError if it is gone."""
+        """Stream audio [n]; milliseconds of each hop that it made. Raises StreamTalkError if it is gone."""
         return self._ask(len(pcm), pcm)
 
     def reset(self) -> None:
@@ -96,7 +101,7 @@ class ControlProcess:
 
 def serve(talker: Talker, source: IO[bytes], target: IO[bytes]) -> None:
     """Answer until `source` ends: an int32 n and n samples with the latencies made, `RESET` with none."""
-    none = np.zeros(0)
+    none, hop = np.zeros(0), talker.manifest.hop
 
     def answer(latencies: npt.NDArray[np.float64]) -> None:
         target.write(np.int32(len(latencies)).tobytes() + latencies.tobytes())
@@ -114,7 +119,8 @@ def serve(talker: Talker, source: IO[bytes], target: IO[bytes]) -> None:
                 pcm = _read(source, np.float32, word)
             except EOFError:
                 return
-            answer(np.array([milliseconds for _, milliseconds in timed(stream.push(pcm))]))
+            made = timed(stream.push(pcm))
+            answer(np.array([milliseconds for frame, milliseconds in made if begins_hop(frame, hop)]))
 
 
 def _read(source: IO[bytes], dtype: type[Number], n: int) -> npt.NDArray[Number]:

@@ -1,4 +1,4 @@
-"""What a soak keeps, all of it made before the first frame: a row of figures a minute, and five sums."""
+"""Record of a soak, all of it allocated before the first frame: a row of figures a minute, and five sums."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Record:
         """Seconds of audio that `memory` spans."""
         self.not_finite = 0
         self.statistic = ""
-        """What `output_*` is of."""
+        """Name of the quantity of `output_*`."""
 
     def column(self, name: str) -> npt.NDArray[np.float64]:
         """One figure over the minutes [minutes]: a view."""

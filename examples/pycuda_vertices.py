@@ -60,14 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     n = talker.manifest.n_vertices
     turned = cuda.mem_alloc(12 * n)
     frames = 0
-    with talker.batch() as batch:
-        voice = batch.open()
-        voice.push(pcm)
-        voice.flush()
-        # `GPUArray(vertices.shape, vertices.dtype, gpudata=vertices.address)` is the same memory as an array.
-        vertices = voice.device_vertices
-        while made := batch.step():
-            ((_, frame),) = made
+    with talker.open() as stream:
+        stream.push(pcm)
+        for frame in stream.flush():
+            # `GPUArray(vertices.shape, vertices.dtype, gpudata=vertices.address)` is the same memory as an array.
+            vertices = stream.device_vertices
             vertices.acquire_on(mine.handle)
             turn(
                 np.uintp(vertices.address),

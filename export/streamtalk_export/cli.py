@@ -58,7 +58,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--decode-window", type=_count, metavar="N", help="latents the decoder sees (default: history)"
     )
-    p.add_argument("--hop", type=_count, metavar="N", help="frames that one window of audio serves, computed together")
+    p.add_argument(
+        "--hop", type=_count, metavar="N", help="frames that one window of audio serves, computed together"
+    )
     p.add_argument("--audio-context", type=_amount, metavar="S", help="seconds of past audio in a window")
     p.add_argument(
         "--lookahead", type=_amount, metavar="MS", help="milliseconds of audio after a hop's last frame"

@@ -119,9 +119,7 @@ def export_model(
         # Before the long comparison: what does not build is found in seconds.
         for target in settings.targets:
             capabilities = settings.compute_capabilities
-            manifest = build_engines(
-                directory, target, settings.precision, capabilities, say=say, lock=False
-            )
+            manifest = build_engines(directory, target, settings.precision, capabilities, say=say, lock=False)
         manifest = certified(decided, directory, manifest, say)
         write_manifest(directory, manifest)
     return manifest
@@ -209,7 +207,9 @@ def certified(decided: Plan, directory: Path, manifest: Manifest, say: Say) -> M
     parity = certify(directory, manifest, decided.model, decided.table, decided.weights, say)
     require_parity(parity)
     half = half_graphs(manifest.graphs)
-    motion_mm = next((line.value for line in parity if line.graph in half and line.measure == "rms_motion_mm"), None)
+    motion_mm = next(
+        (line.value for line in parity if line.graph in half and line.measure == "rms_motion_mm"), None
+    )
     arrays: dict[str, Any] = make_probe(directory, manifest, Talker.load(directory, CPU), half, motion_mm)
     np.savez_compressed(directory / PROBE, **arrays)
     probe = Asset(file=PROBE, sha256=sha256_of(directory / PROBE))
@@ -241,7 +241,9 @@ def _write_graphs(decided: Plan, directory: Path, say: Say) -> dict[str, Any]:
     return exact.finished() | half.finished()
 
 
-Traced = tuple[str, torch.nn.Module, dict[str, torch.Tensor], tuple[str, ...], dict[str, dict[int, str]] | None]
+Traced = tuple[
+    str, torch.nn.Module, dict[str, torch.Tensor], tuple[str, ...], dict[str, dict[int, str]] | None
+]
 """Name, module, example inputs, names of outputs, and the axes that are dynamic."""
 
 
@@ -285,7 +287,11 @@ def _modules(decided: Plan) -> Iterator[Traced]:
     }
 
     def stage(
-        name: str, module: torch.nn.Module, inputs: str, *outputs: str, dynamic: dict[str, dict[int, str]] | None = None
+        name: str,
+        module: torch.nn.Module,
+        inputs: str,
+        *outputs: str,
+        dynamic: dict[str, dict[int, str]] | None = None,
     ) -> Traced:
         given = one | frame
         return name, module, {key: given[key] for key in inputs.split()}, outputs, dynamic

@@ -1,338 +1,276 @@
-"""Graphs for onnxruntime on a GPU: its own operators in place of what TensorRT fuses by itself.
+"""Graphs for onnxruntime on a GPU: float16, in its own operators (domain `com.microsoft`).
 
-onnxruntime launches a kernel for almost every node, and a frame of small tensors is mostly launches. So attention,
-the sum before a LayerNorm and GELU are one operator each (domain `com.microsoft`), and all that lies between two
-float16 products is float16 too: here a cast is a kernel, which it is not in TensorRT. What measures a signal stays
-float32, see `half.islands`, and so does all that a stream feeds back: predictor and head multiply one row a voice,
-where float32 costs little, and their roundings would add up for ever.
+onnxruntime launches a kernel for almost every node, and a hop of small tensors is mostly launches. So attention, GELU
+and the sum before a LayerNorm become one operator each, and everything between two float16 products is float16: a cast
+is a kernel here, which it is not in TensorRT. Statistics of a signal stay float32, see `half.islands`. So do predictor
+and head: they multiply one row a stream, where float32 costs little, and a stream feeds their roundings back for ever.
 
-The rewriting works on the float32 graph and is exact; operators are found by what they compute, never by name. What is
-not found stays as it is.
+The rewriting works on the float32 graph and is exact. It finds operators by what they compute, never by name, and
+leaves alone what it does not find. The library's own optimizer (onnxruntime.transformers 1.32) finds no attention in
+a hop graph, whose queries, keys and values are one product: it leaves 716 nodes of VOCASET's 829, this module 467.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from streamtalk_export.convolutions import Node, is_linear
-from streamtalk_export.half import convert
+from streamtalk_export.convolutions import Node
+from streamtalk_export.graphs import MASKED
+from streamtalk_export.half import PREDICTOR, known_shapes, parts, write_half
 
 DOMAIN = "com.microsoft"
 OPERATORS = frozenset("Attention BiasGelu Gelu SkipLayerNormalization".split())
 TILE = 8
-"""onnxruntime's attention in one kernel wants a biased window to be a multiple of it."""
-MASKED = -1e4
+"""onnxruntime's attention in one kernel wants a masked window to be a multiple of it."""
+TURNS = [[2, 0, 3, 1, 4], [0, 1, 3, 2], [0, 2, 1, 3]]
+"""Orders of axes in attention: [B, T, 3, H, d] to [3, B, H, T, d], k to [B, H, d, T], [B, H, T, d] to [B, T, H, d]."""
 
 
-def to_fused(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a float32 graph, fused and in float16, with the same inputs and outputs. Raises ExportError."""
+def for_onnxruntime(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a float16 copy of a float32 hop graph in onnxruntime's operators, with the same inputs and outputs.
+
+    Raises ExportError.
+    """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    known = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    return convert(result, known, fuse(result, known))
+    known = known_shapes(model)
+    fuse(result, known)
+    write_half(result, known, kept=parts(result.graph)[PREDICTOR], dense=True)
+    return result
 
 
-def fuse(model: onnx.ModelProto, known: Any) -> dict[str, int]:
-    """Rewrite a float32 graph in place, whose tensors are `known` by type and shape; those that it adds are, by type,
-    afterwards. Returns the types of tensors that those who read them decide.
-    """
-    fusion = _Fusion(model, known)
-    fusion.run()
+def fuse(model: onnx.ModelProto, known: Any) -> None:
+    """Rewrite a float32 graph in onnxruntime's operators; `known`, with its types and shapes, gets the new tensors."""
+    graph = _Graph(model.graph, known)
+    for operator, rewrite in (
+        ("Softmax", _attention),
+        ("Mul", _gelu),
+        ("LayerNormalization", _normalised_sum),
+    ):
+        for node in [node for node in graph.nodes if node.op_type == operator]:
+            rewrite(graph, node)
+        graph.drop_unread()
+    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
+    model.graph.node.extend(graph.nodes)
+    model.graph.initializer.extend(graph.weights.values())
     model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    return fusion.types
 
 
-class _Fusion:
-    """One rewriting of a float32 graph, in place; the tensors that it adds are `known` afterwards."""
+class _Graph:
+    """A float32 graph under rewriting: its nodes in order, and the makers and readers of its tensors."""
 
-    def __init__(self, model: onnx.ModelProto, known: Any) -> None:
-        self.graph, self.known = model.graph, known
-        self.weights = {tensor.name: tensor for tensor in self.graph.initializer}
+    def __init__(self, graph: Any, known: Any) -> None:
+        self.nodes: list[Node] = list(graph.node)
+        self.weights = {tensor.name: tensor for tensor in graph.initializer}
+        self.outputs = [value.name for value in graph.output]
+        self.known = known
         values = (*known.input, *known.output, *known.value_info)
         self.shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
-        self.nodes: list[Node] = list(self.graph.node)
-        self.mask = self.masked_by = ""
-        """The attention bias that all blocks share, once one was made, and what they have for it now."""
-        self.types: dict[str, int] = {}
-        """Of tensors that those who read them decide."""
+        self.squares: dict[str, str] = {}
+        """Attention biases [B, 1, T, T] by the masks [B, 1, 1, T] that they repeat."""
+        self.drop_unread()
 
-    def run(self) -> None:
-        """All fusions."""
-        for find in (self._attention, self._gelu, self._normalised_sum, self._weighted_sum):
-            self._index()
-            for node in list(self.nodes):
-                if self.made.get(node.output[0]) is node:
-                    find(node)
-                    self._index()
-        del self.graph.node[:], self.graph.initializer[:]
-        self.graph.node.extend(self.nodes)
-        self.graph.initializer.extend(self.weights.values())
-
-    def _index(self) -> None:
-        """Drop what nobody reads, and note who makes and who reads a tensor."""
-        wanted = {value.name for value in self.graph.output}
-        kept: list[Node] = []
+    def drop_unread(self) -> None:
+        """Drop the nodes that no output needs, and note again who makes and who reads a tensor."""
+        wanted, kept = set(self.outputs), list[Node]()
         for node in reversed(self.nodes):
             if wanted.intersection(node.output):
                 wanted.update(node.input)
                 kept.append(node)
         self.nodes = kept[::-1]
         self.made = {name: node for node in self.nodes for name in node.output}
-        self.readers = Counter(name for node in self.nodes for name in node.input)
-        self.readers.update(value.name for value in self.graph.output)
+        self.readers: dict[str, list[Node]] = defaultdict(list)
+        for node in self.nodes:
+            for name in node.input:
+                self.readers[name].append(node)
 
-    def _by(self, name: str, *operators: str) -> Node | None:
-        """What makes the tensor `name`, if it is one of these operators."""
+    def maker(self, name: str, operator: str) -> Node | None:
+        """The node that makes the tensor `name`, if it is this operator."""
         node = self.made.get(name)
-        return node if node is not None and node.op_type in operators else None
+        return node if node is not None and node.op_type == operator else None
 
-    def _replace(self, old: Node, new: Node) -> None:
-        self.nodes = [new if node is old else node for node in self.nodes]
+    def chain(self, name: str, *operators: str) -> list[Node]:
+        """The nodes that lead to the tensor `name`, each by its first input, last one first. Empty if they are others
+        than `operators`.
+        """
+        nodes: list[Node] = []
+        for operator in operators:
+            node = self.maker(name, operator)
+            if node is None:
+                return []
+            nodes.append(node)
+            name = node.input[0]
+        return nodes
 
-    def _weight(self, name: str, values: Any) -> str:
+    def reader(self, name: str, operator: str) -> Node | None:
+        """The only node that reads the tensor `name`, if it is this operator."""
+        readers = self.readers[name]
+        return readers[0] if len(readers) == 1 and readers[0].op_type == operator else None
+
+    def array(self, name: str) -> Any:
+        """Values of the weight `name`."""
+        return numpy_helper.to_array(self.weights[name])
+
+    def is_number(self, name: str, number: float) -> bool:
+        """Whether the tensor `name` is a constant of this value."""
+        values = self.array(name) if name in self.weights else np.empty(0)
+        return values.size == 1 and abs(float(values.item()) - number) < 1e-6
+
+    def biased(self, name: str) -> tuple[str, str] | None:
+        """The tensor and the bias [h] that the tensor `name` is the sum of."""
+        added = self.maker(name, "Add")
+        for value, bias in (added.input, reversed(added.input)) if added is not None else ():
+            if bias in self.weights and len(self.weights[bias].dims) == 1:
+                return value, bias
+        return None
+
+    def constant(self, name: str, values: Any) -> str:
+        """Add a weight; returns its name."""
         self.weights[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
         return name
 
-    def _array(self, name: str) -> Any:
-        return numpy_helper.to_array(self.weights[name])
-
-    def _with_weight(self, node: Node) -> tuple[str, str] | None:
-        """The activation and the weight of a node of two inputs, whichever comes first."""
-        first, *rest = node.input
-        if len(rest) != 1 or (first in self.weights) == (rest[0] in self.weights):
-            return None
-        return (rest[0], first) if first in self.weights else (first, rest[0])
-
-    def _is(self, node: Node, number: float) -> bool:
-        """Whether the second input of a node is this number."""
-        given = self._array(node.input[1]) if node.input[1] in self.weights else np.empty(0)
-        return given.size == 1 and abs(float(given.item()) - number) < 1e-6
-
-    def _float(self, name: str) -> str:
-        """A tensor that was not there before."""
-        self.known.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-        return name
-
-    # Attention
-
-    def _attention(self, softmax: Node) -> None:
-        """`softmax(scale q k + mask) v` of one tensor's tokens: one operator, product with the weights included."""
-        shape = self.shapes.get(softmax.output[0], [])
-        if softmax.op_type != "Softmax" or len(shape) != 4 or shape[2] != shape[3]:
-            return
-        scores, mask, scale = self._scores(softmax.input[0])
-        out = self._only_reader(softmax.output[0], "MatMul")
-        merged = out and self._only_reader(out.output[0], "Transpose")
-        last = merged and self._only_reader(merged.output[0], "Reshape")
-        if scores is None or out is None or last is None or out.input[0] != softmax.output[0]:
-            return
-        operands = (*scores.input, out.input[1])
-        found = [part for name in operands if (part := self._projection(name)) is not None]
-        if len(found) != 3 or len({part[0] for part in found}) != 1:
-            return
-        tokens = found[0][0]
-        batch, heads, length, _ = shape
-        width = len(found[0][1]) // heads
-        rows, columns = [batch, heads, length, width], [batch, heads, width, length]
-        if [self.shapes.get(name) for name in operands] != [rows, columns, rows]:
-            return
-        if self.shapes.get(last.output[0]) != self.shapes.get(tokens) or _axis(softmax) not in (-1, 3):
-            return
-        if mask and not (mask == self.masked_by if self.mask else self._can_mask(mask, batch, length)):
-            return
-        weight = self._weight(f"{last.output[0]}_qkv", np.concatenate([part[1] for part in found], axis=1))
-        bias = self._weight(f"{last.output[0]}_qkv_bias", np.concatenate([part[2] for part in found]))
-        inputs = [tokens, weight, bias]
-        if mask:
-            if not self.mask:
-                self.masked_by = self._make_mask(mask, tokens)
-            inputs += ["", "", self.mask]
-        self._replace(
-            last,
-            helper.make_node(
-                "Attention", inputs, [last.output[0]], domain=DOMAIN, num_heads=heads, scale=float(scale)
-            ),
-        )
-
-    def _scores(self, name: str) -> tuple[Node | None, str, float]:
-        """The product of queries and keys behind a softmax, the mask that is added and the scale."""
-        mask, scale = "", 1.0
-        if (added := self._by(name, "Add")) is not None:
-            name, mask = added.input
-        if (scaled := self._by(name, "Mul")) is not None and (pair := self._with_weight(scaled)):
-            name, factor = pair[0], self._array(pair[1])
-            if factor.size != 1:
-                return None, "", 1.0
-            scale = float(factor)
-        return self._by(name, "MatMul"), mask, scale
-
-    def _projection(self, name: str) -> tuple[str, Any, Any] | None:
-        """Tokens [B, T, h], weight [h, h] and bias [h] of what was split into heads behind the tensor `name`; a packed
-        product of keys and values gives the part that is read.
-        """
-        part = None
-        while (node := self._by(name, "Transpose", "Reshape", "Squeeze", "Slice")) is not None:
-            if node.op_type == "Slice":
-                part = int(self._array(node.input[1])[0])
-            name = node.input[0]
-        bias: Any = None
-        if (added := self._by(name, "Add")) is not None and (pair := self._with_weight(added)):
-            name, bias = pair[0], self._array(pair[1])
-        product = self._by(name, "MatMul")
-        if product is None or product.input[1] not in self.weights:
-            return None
-        weight = self._array(product.input[1])
-        if part is not None:
-            weight = weight[:, part * len(weight) :][:, : len(weight)]
-        if weight.ndim != 2 or weight.shape[0] != weight.shape[1]:
-            return None
-        return product.input[0], weight, np.zeros(len(weight), np.float32) if bias is None else bias
-
-    def _can_mask(self, mask: str, batch: int, length: int) -> bool:
-        """Whether the tensor `mask` says of each voice's tokens whether they are seen."""
-        return mask in self.made and self.shapes.get(mask) == [batch, 1, 1, length]
-
-    def _make_mask(self, mask: str, tokens: str) -> str:
-        """Bring the mask [B, 1, 1, T] of all blocks to what the operator wants, [B, 1, T, T]. Where T is no multiple
-        of `TILE`, masked tokens stand before all others: the one-kernel attention is worth far more than they cost.
-        Returns what the blocks add to their scores from then on.
-        """
-        maker = mask
-        while (node := self._by(maker, "Transpose", "Unsqueeze", "Reshape")) is not None:
-            maker = node.input[0]
-        self.types[maker] = TensorProto.FLOAT16
-        batch, length = self.shapes[mask][0], self.shapes[mask][3]
-        front = -length % TILE
-        if front:
-            root = self._root(tokens)
-            self._after(root, "Pad", self._weight(f"{root}_pads", np.array([0, front, 0, 0, 0, 0])))
-            sides = self._weight(f"{mask}_pads", np.array([0, 0, 0, front, 0, 0, 0, 0]))
-            mask = self._after(
-                mask, "Pad", sides, self._weight(f"{mask}_value", np.array(MASKED, np.float32))
-            )
-        square = self._weight(f"{mask}_shape", np.array([batch, 1, length + front, length + front]))
-        self.mask = self._float(f"{mask}_square")
-        self._insert(mask, helper.make_node("Expand", [mask, square], [self.mask]))
-        return mask
-
-    def _after(self, name: str, operator: str, *more: str) -> str:
-        """Let all readers of the tensor `name` read what the operator makes of it; returns that."""
-        made = self._float(f"{name}_{operator.lower()}")
-        self.shapes[made] = self.shapes[name]  # as all that follow are noted: what was alike still is
-        for node in self.nodes:
-            for place, read in enumerate(node.input):
-                if read == name:
-                    node.input[place] = made
-        self._insert(name, helper.make_node(operator, [name, *more], [made]))
-        return made
-
-    def _insert(self, name: str, node: Node) -> None:
-        """Put a node behind the one that makes the tensor `name`."""
+    def insert(self, operator: str, name: str, *constants: str) -> str:
+        """Add a node behind the one that makes the tensor `name`; returns its result."""
+        result = f"{name}_{operator.lower()}"
+        node = helper.make_node(operator, [name, *constants], [result])
         place = next(i for i, maker in enumerate(self.nodes) if name in maker.output)
         self.nodes.insert(place + 1, node)
+        self.made[result] = node
+        self.known.value_info.append(helper.make_tensor_value_info(result, TensorProto.FLOAT, None))
+        return result
 
-    def _root(self, tokens: str) -> str:
-        """What the first block normalises: all tokens come from it."""
-        normalised = self._by(tokens, "LayerNormalization")
-        return tokens if normalised is None else normalised.input[0]
+    def pad(self, name: str, pads: list[int], value: float = 0.0) -> str:
+        """Let every reader of the tensor `name` read it padded; returns the padded tensor."""
+        readers = self.readers[name]
+        constants = {"pads": np.array(pads), "padding": np.array(value, np.float32)}
+        padded = self.insert("Pad", name, *(self.constant(f"{name}_{k}", v) for k, v in constants.items()))
+        for node in readers:
+            node.input[:] = [padded if read == name else read for read in node.input]
+        self.readers[padded] = readers
+        self.shapes[padded] = self.shapes[name]  # as of all that follow: equal shapes stay equal
+        return padded
 
-    def _only_reader(self, name: str, operator: str) -> Node | None:
-        if self.readers[name] != 1:
-            return None
-        node = next((node for node in self.nodes if name in node.input), None)
-        return node if node is not None and node.op_type == operator else None
 
-    # GELU
-
-    def _gelu(self, last: Node) -> None:
-        """`x (1 + erf(x / sqrt 2)) / 2`, as `onnx_file` writes it, and the bias before it."""
-        doubled = self._by(last.input[0], "Mul") if last.op_type == "Mul" else None
-        added = doubled and self._by(doubled.input[1], "Add")
-        erf = added and self._by(added.input[0], "Erf")
-        scaled = erf and self._by(erf.input[0], "Div")
-        if doubled is None or added is None or scaled is None or scaled.input[0] != doubled.input[0]:
+def _attention(graph: _Graph, softmax: Node) -> None:
+    """Make `softmax(q k + mask) v` one Attention, with the product that gives q, k and v."""
+    added = graph.maker(softmax.input[0], "Add")
+    scores = graph.maker(added.input[0] if added else softmax.input[0], "MatMul")
+    keys = scores and graph.maker(scores.input[1], "Transpose")
+    mixed = graph.reader(softmax.output[0], "MatMul")
+    merged = mixed and graph.reader(mixed.output[0], "Transpose")
+    last = merged and graph.reader(merged.output[0], "Reshape")
+    if scores is None or keys is None or mixed is None or last is None:
+        return
+    found = [
+        graph.chain(name, "Squeeze", "Slice", "Transpose", "Reshape")
+        for name in (scores.input[0], keys.input[0], mixed.input[1])
+    ]
+    if not all(found) or [graph.array(part.input[1]).tolist() for _, part, *_ in found] != [[0], [1], [2]]:
+        return
+    split, *others = (nodes[-1] for nodes in found)
+    joined = _joined(graph, split.input[0])
+    turns = [_perm(node) for node in (found[0][2], keys, merged)]
+    if joined is None or any(other is not split for other in others) or turns != TURNS:
+        return
+    tokens, weight, bias = joined
+    inputs = [
+        tokens,
+        graph.constant(f"{last.output[0]}_qkv", weight),
+        graph.constant(f"{last.output[0]}_qkv_bias", bias),
+    ]
+    batch, length, _, heads, _ = graph.shapes[split.output[0]]
+    if added:
+        mask = added.input[1]
+        if mask not in graph.squares and graph.shapes.get(mask) != [batch, 1, 1, length]:
             return
-        if not (self._is(last, 0.5) and self._is(added, 1.0) and self._is(scaled, 2**0.5)):
-            return
-        x = doubled.input[0]
-        biased = self._by(x, "Add")
-        pair = biased and self._with_weight(biased)
-        if pair and self._array(pair[1]).ndim == 1:
-            fused = helper.make_node("BiasGelu", list(pair), [last.output[0]], domain=DOMAIN)
-        else:
-            fused = helper.make_node("Gelu", [x], [last.output[0]], domain=DOMAIN)
-        self._replace(last, fused)
-
-    # LayerNorm
-
-    def _normalised_sum(self, norm: Node) -> None:
-        """A sum of two tensors of tokens that is normalised, and the bias that one of them ends with."""
-        if norm.op_type != "LayerNormalization" or len(norm.input) != 3 or _axis(norm) != -1:
-            return
-        total = self._by(norm.input[0], "Add")
-        if total is None or any(name in self.weights for name in total.input):
-            return
-        shapes = [self.shapes.get(name) for name in total.input]
-        if shapes[0] != shapes[1] or shapes[0] is None:
-            return
-        inputs = [*total.input, *norm.input[1:]]
-        for product, other in (total.input, reversed(total.input)):
-            if (taken := self._without_bias(product)) is not None:
-                inputs = [other, taken[0], *norm.input[1:], taken[1]]
-                break
-        # In the sum's place: others may read it before the norm.
-        wanted = [norm.output[0]]
-        if self.readers[total.output[0]] > 1:
-            wanted += ["", "", total.output[0]]
-        epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
-        fused = helper.make_node("SkipLayerNormalization", inputs, wanted, domain=DOMAIN, epsilon=epsilon)
-        self._replace(total, fused)
-        self.nodes = [node for node in self.nodes if node is not norm]
-
-    def _without_bias(self, name: str) -> tuple[str, str] | None:
-        """The product behind a tensor that nobody else reads, and the bias [h] that is taken away from it."""
-        if self.readers[name] != 1:
-            return None
-        node = self._by(name, "Add", "Gemm")
-        if node is None:
-            return None
-        if node.op_type == "Add":
-            pair = self._with_weight(node)
-            return pair if pair and self._array(pair[1]).ndim == 1 else None
-        if len(node.input) != 3 or not is_linear(node) or node.input[2] not in self.weights:
-            return None
-        bias = node.input.pop()
-        return node.output[0], bias
-
-    # Sums
-
-    def _weighted_sum(self, total: Node) -> None:
-        """A sum over tokens, each times its weight: a product of a row and a matrix."""
-        weighted = self._by(total.input[0], "Mul") if total.op_type == "ReduceSum" else None
-        if weighted is None or len(total.input) != 2 or total.input[1] not in self.weights:
-            return
-        x, share = weighted.input
-        keeps = next((a.i for a in total.attribute if a.name == "keepdims"), 1)
-        shape = self.shapes.get(x, [])
-        if len(shape) != 3 or self.shapes.get(share) != [*shape[:2], 1] or shape[2] == 1:
-            return
-        if not keeps or self._array(total.input[1]).tolist() != [1]:
-            return
-        batch, length, _ = shape
-        row = self._float(f"{total.output[0]}_row")
-        flat = self._weight(f"{total.output[0]}_flat", np.array([batch, 1, length]))
-        place = self.nodes.index(total)
-        self.nodes[place : place + 1] = [
-            helper.make_node("Reshape", [share, flat], [row]),
-            helper.make_node("MatMul", [row, x], list(total.output)),
-        ]
+        inputs += ["", "", _square(graph, mask, tokens)]
+    own = helper.make_node("Attention", inputs, last.output, domain=DOMAIN, num_heads=heads, scale=1.0)
+    last.CopyFrom(own)
 
 
-def _axis(node: Node) -> int:
-    """The axis of a Softmax or a LayerNormalization."""
-    return next((int(a.i) for a in node.attribute if a.name == "axis"), -1)
+def _joined(graph: _Graph, name: str) -> tuple[str, Any, Any] | None:
+    """Tokens [B, T, h], weight [h, 3 h] and bias [3 h] of the product `name` for queries, keys and values."""
+    product, flat = graph.chain(name, "Gemm", "Reshape") or (graph.maker(name, "MatMul"), None)
+    if product is None or product.input[1] not in graph.weights:
+        return None
+    weight = graph.array(product.input[1])
+    if flat is not None:  # as a linear layer has it, over the tokens of all rows
+        weight = weight.T
+    bias = graph.array(product.input[2]) if len(product.input) > 2 else np.zeros(weight.shape[1], np.float32)
+    return (flat or product).input[0], weight, bias
+
+
+def _square(graph: _Graph, mask: str, tokens: str) -> str:
+    """The attention bias [B, 1, T, T] that repeats a mask [B, 1, 1, T], made once for all blocks.
+
+    Where T is no multiple of `TILE`, masked tokens go before all others: the one-kernel attention saves far more than
+    they cost.
+    """
+    if mask not in graph.squares:
+        batch, _, _, length = graph.shapes[mask]
+        front = -length % TILE
+        if front:
+            normalised = graph.maker(tokens, "LayerNormalization")
+            graph.pad(normalised.input[0] if normalised else tokens, [0, front, 0, 0, 0, 0])
+            mask = graph.pad(mask, [0, 0, 0, front, 0, 0, 0, 0], MASKED)
+        shape = graph.constant(f"{mask}_square", np.array([batch, 1, front + length, front + length]))
+        graph.squares[mask] = graph.insert("Expand", mask, shape)
+    return graph.squares[mask]
+
+
+def _gelu(graph: _Graph, last: Node) -> None:
+    """Make `x (1 + erf(x / sqrt 2)) / 2`, as `graph_files` writes it, one Gelu, or one BiasGelu with a bias of x."""
+    doubled = graph.maker(last.input[0], "Mul")
+    chain = doubled and graph.chain(doubled.input[1], "Add", "Erf", "Div")
+    if not doubled or not chain or chain[-1].input[0] != doubled.input[0]:
+        return
+    numbers = ((last, 0.5), (chain[0], 1.0), (chain[-1], 2**0.5))
+    if not all(graph.is_number(node.input[1], number) for node, number in numbers):
+        return
+    inputs = graph.biased(doubled.input[0])
+    own = ("BiasGelu", list(inputs)) if inputs else ("Gelu", [doubled.input[0]])
+    last.CopyFrom(helper.make_node(*own, last.output, domain=DOMAIN))
+
+
+def _normalised_sum(graph: _Graph, norm: Node) -> None:
+    """Make a sum of two tensors and its LayerNorm one SkipLayerNormalization, with the bias that one of them ends with.
+
+    It takes the place of the sum, which others may read before the norm.
+    """
+    total = graph.maker(norm.input[0], "Add")
+    shapes = [graph.shapes.get(name) for name in total.input] if total else []
+    if total is None or shapes[0] is None or shapes[0] != shapes[1]:
+        return
+    inputs, bias = list(total.input), list[str]()
+    for other, value in (total.input, reversed(total.input)):
+        if taken := _without_bias(graph, value):
+            inputs, bias = [other, taken[0]], [taken[1]]
+            break
+    outputs = [norm.output[0]]
+    if len(graph.readers[total.output[0]]) > 1:
+        outputs += ["", "", total.output[0]]
+    (epsilon,) = (a.f for a in norm.attribute if a.name == "epsilon")
+    own = [*inputs, *norm.input[1:], *bias]
+    total.CopyFrom(helper.make_node("SkipLayerNormalization", own, outputs, domain=DOMAIN, epsilon=epsilon))
+    graph.nodes = [node for node in graph.nodes if node is not norm]
+
+
+def _without_bias(graph: _Graph, name: str) -> tuple[str, str] | None:
+    """The tensor `name`, which one node reads, without the bias that it ends with, and that bias."""
+    if len(graph.readers[name]) > 1:
+        return None
+    product = graph.maker(name, "Gemm")
+    if product is not None and len(product.input) == 3:
+        bias = product.input.pop()
+        return name, bias
+    return graph.biased(name)
+
+
+def _perm(node: Node) -> list[int]:
+    """The order of axes of a Transpose."""
+    return next(list(a.ints) for a in node.attribute if a.name == "perm")

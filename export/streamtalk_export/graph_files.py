@@ -57,7 +57,10 @@ def trace(
     shapes = None
     if dynamic:
         shapes = tuple(
-            {axis: torch.export.Dim(label, min=DYNAMIC_MINIMUM) for axis, label in dynamic.get(key, {}).items()}
+            {
+                axis: torch.export.Dim(label, min=DYNAMIC_MINIMUM)
+                for axis, label in dynamic.get(key, {}).items()
+            }
             for key in inputs
         )
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
@@ -115,7 +118,8 @@ class GraphFiles:
         """Entries of the manifest, once all graphs are written."""
         shared = {self._weights.name: sha256_of(self._weights)} if self._end else {}
         return {
-            key: msgspec.structs.replace(graph, files=graph.files | shared) for key, graph in self._graphs.items()
+            key: msgspec.structs.replace(graph, files=graph.files | shared)
+            for key, graph in self._graphs.items()
         }
 
     def _put_outside(self, tensor: onnx.TensorProto, content: bytes, file: IO[bytes]) -> None:

@@ -140,7 +140,9 @@ class PredictedHop:
     def kv_cache(self) -> Tensor:
         """Cache [B, layers, 2, H, W, E/H] after the frames so far."""
         made = len(self.made[0])
-        newest = [torch.cat(self._last(kind, made, self.predictor.history), dim=3) for kind in range(len(self.past))]
+        newest = [
+            torch.cat(self._last(kind, made, self.predictor.history), dim=3) for kind in range(len(self.past))
+        ]
         return torch.cat(newest, dim=1).view(self.shape)
 
     def _before(self, kind: int, frame: int) -> list[Tensor]:

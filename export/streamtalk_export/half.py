@@ -1,12 +1,13 @@
 """Float16 written into an ONNX graph, with float32 kept where float16 is not safe.
 
 TensorRT 11 and TensorRT-RTX are strongly typed: a tensor has the type that the graph gives it. So this module
-decides, node by node, and the boundary of the graph stays float32.
+decides, node by node. The inputs and outputs of the graph stay float32.
 
-Products (Gemm, MatMul, Conv) are float16, what only moves their results, and the sums that a product's own parts or
-bias need. All else is float32: it costs a fused kernel nothing, and each of its roundings would add up. Products that
-stay float32 are found by what they feed, not by their names: see `islands`. Where kernels are not fused, a cast is one
-more: `streamtalk_export.fused` has float16 between the products as well, and float32 in all that is fed back.
+`to_half` makes products (Gemm, MatMul, Conv) float16, the operators that only move their results, and the sums inside
+a product or with its bias. Everything else is float32: that costs a fused kernel nothing, and each of its roundings
+would add to the error. Some products stay float32 too. The converter finds them by the nodes that read them, not by
+their names: see `islands`. onnxruntime does not fuse like that, and each cast is one more kernel there: with `dense`,
+which `streamtalk_export.fused` uses, everything between two products is float16 as well.
 
 The islands were measured over 8 s of closed loop, vertex error p99 and maximum. Bundled model, in mm: .0024 and
 .0074; without those that feed a statistic .057 and .31; without the sampler's .0024 and .0069. VOCASET's preset at
@@ -16,14 +17,15 @@ small size with random weights, in percent of the RMS motion: .35 and .69; .43 a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from streamtalk_export.convolutions import Node, as_convolution, as_product
+from streamtalk_export.convolutions import Node, as_product
 from streamtalk_export.errors import ExportError
 
 PRODUCTS = frozenset(("Gemm", "MatMul", "Conv"))
@@ -32,68 +34,113 @@ MOVES = frozenset(
 )
 """Operators that are exact in any type: they take the type of their data."""
 STATISTICS = frozenset("InstanceNormalization ReduceMean ReduceSum Pow Log".split())
-"""What measures a signal over time. After a division by a small deviation (InstanceNorm's gain reaches 300) the
-rounding of its input would be heard; a power spectrum squares its range out of float16's."""
+"""Operators that measure a signal over time. A division by a small deviation magnifies the rounding of its input
+(InstanceNorm's gain reaches 300); the values of a power spectrum leave float16's range."""
 FUSED = frozenset("Attention BiasGelu Gelu LayerNormalization SkipLayerNormalization".split())
-"""What onnxruntime runs as one kernel that reads and writes float16, in float32 but for what GELU rounds on its way."""
+"""onnxruntime's kernels that read and write float16 and compute in float32, GELU's erf aside."""
 STOPS = frozenset(("LayerNormalization", "SkipLayerNormalization", "Attention", "Softmax")) | PRODUCTS
-"""Where the search for what a product feeds ends: these bring their input back to the order of 1."""
-FED_BACK = frozenset(("latent", "latents_out"))
+"""Operators where the search for readers of a product ends: their results are of the order of 1 again."""
+SAMPLED = frozenset(("latent", "latents_out"))
 """Outputs of the sampler. Its last products stay float32: a stream feeds them back for ever."""
-LARGEST = 65504.0
+STATE = frozenset(("latents_out", "kv_cache_out"))
+ENCODER, PREDICTOR, DECODER = PARTS = ("audio encoder", "condition predictor and head", "decoder")
+LARGEST = float(np.finfo(np.float16).max)
 
 
-def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` with float16 inside and the same inputs and outputs. Raises ExportError."""
+def to_half(model: onnx.ModelProto, part: str | None = None) -> onnx.ModelProto:
+    """Return a copy of `model` with float16 inside and the same inputs and outputs.
+
+    `part`, one of `PARTS`, is the only part of a hop graph to convert; None converts everything. Raises ExportError.
+    """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    return convert(result, _shapes_known(model))
+    made = parts(model.graph)
+    others = (names for name, names in made.items() if part not in (None, name))
+    write_half(result, known_shapes(model), kept=set().union(*others))
+    return result
 
 
-def convert(model: onnx.ModelProto, known: Any, fused: dict[str, int] | None = None) -> onnx.ModelProto:
-    """Write float16 into `model`, of whose tensors `known` has types and shapes, as far as it has them. `fused` wants
-    it as `streamtalk_export.fused` does, and holds the types of tensors that are decided. Raises ExportError.
+def coarsest_part(model: onnx.ModelProto, error: Callable[[onnx.ModelProto], float]) -> str:
+    """Return the one of `PARTS` of a hop graph that has the largest `error`, or NaN, when it alone is float16."""
+    return max(PARTS, key=lambda part: float(np.nan_to_num(error(to_half(model, part)), nan=np.inf)))
+
+
+def parts(graph: Any) -> dict[str, set[str]]:
+    """Tensors of a hop graph by the one of `PARTS` that computes them.
+
+    The audio encoder is everything that reads `pcm` alone. That includes the cross-attention's product, which is the
+    predictor's.
     """
-    converter = _Converter(model, known, fused)
-    for node in list(model.graph.node):
-        converter.convert(node)
-    rebuild(model, converter.nodes, converter.weights, "float16", None if fused is None else converter.types)
-    return model
+    made = {name for node in graph.node for name in node.output}
+    later = {value.name for value in graph.input if value.name != "pcm"}
+    for node in graph.node:
+        if later.intersection(node.input):
+            later.update(node.output)
+    needed = set(STATE)
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+    return {ENCODER: made - later, PREDICTOR: made & later & needed, DECODER: made & later - needed}
 
 
-def rebuild(
-    model: onnx.ModelProto,
-    nodes: list[Node],
-    weights: dict[str, onnx.TensorProto],
-    kind: str,
-    types: dict[str, int] | None = None,
-) -> None:
-    """Give `model` these nodes and those of the weights that are read. Raises ExportError, which names the `kind`,
-    where that makes no valid graph. The `types` of tensors are noted where no standard could tell them.
+def islands(graph: Any) -> set[str]:
+    """Outputs of the products that stay float32: those that feed a statistic or the sampler's result."""
+    readers: dict[str, list[Node]] = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            readers[name].append(node)
+
+    def sensitive(name: str, seen: set[str]) -> bool:
+        if name in seen:
+            return False
+        seen.add(name)
+        if name in SAMPLED:
+            return True
+        for node in readers[name]:
+            if node.op_type in STATISTICS:
+                return True
+            if node.op_type not in STOPS and any(sensitive(out, seen) for out in node.output):
+                return True
+        return False
+
+    return {
+        node.output[0] for node in graph.node if node.op_type in PRODUCTS and sensitive(node.output[0], set())
+    }
+
+
+def write_half(model: onnx.ModelProto, known: Any, kept: AbstractSet[str], dense: bool = False) -> None:
+    """Write float16 into `model`. Raises ExportError.
+
+    `known` is a graph with the types and shapes of the tensors, where a standard gives them. The tensors `kept` stay
+    float32. `dense` is for onnxruntime, see above; the model then states the type of every tensor itself, since no
+    standard gives those of onnxruntime's own operators.
     """
     graph = model.graph
-    read = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
-    kept = [tensor for name, tensor in weights.items() if name in read]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(kept)
-    graph.ClearField("value_info")
-    if types is not None:
-        told = {value.name for value in (*graph.input, *graph.output)}
-        made = [name for node in nodes for name in node.output if name in types and name not in told]
-        graph.value_info.extend(helper.make_tensor_value_info(name, types[name], None) for name in made)
+    converter = _Converter(graph, known, kept, dense)
+    for node in list(graph.node):
+        converter.convert(node)
+    read = {name for node in converter.nodes for name in node.input} | {value.name for value in graph.output}
+    weights = [tensor for name, tensor in converter.weights.items() if name in read]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(converter.nodes)
+    graph.initializer.extend(weights)
+    if dense:
+        made = {name for node in converter.nodes for name in node.output} - {
+            value.name for value in graph.output
+        }
+        types = ((name, kind) for name, kind in converter.types.items() if name in made)
+        graph.value_info.extend(helper.make_tensor_value_info(name, kind, None) for name, kind in types)
     try:
-        onnx.checker.check_model(model, full_check=types is None)
+        onnx.checker.check_model(model, full_check=not dense)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{graph.name}: the {kind} graph is not valid: {error}") from error
+        raise ExportError(f"{graph.name}: the float16 graph is not valid: {error}") from error
 
 
 class _Converter:
-    """One pass over the nodes in order. `types` holds every float tensor's type so far."""
+    """One pass over the nodes in order. `types` holds the types of the float tensors so far."""
 
-    def __init__(self, model: onnx.ModelProto, known: Any, fused: dict[str, int] | None) -> None:
-        graph = model.graph
-        self.fused = fused
+    def __init__(self, graph: Any, known: Any, kept: AbstractSet[str], dense: bool) -> None:
+        self.kept, self.dense = kept, dense
         self.weights = {tensor.name: tensor for tensor in graph.initializer}
         self.types: dict[str, int] = {
             value.name: TensorProto.FLOAT
@@ -106,11 +153,10 @@ class _Converter:
         self.nodes: list[Node] = []
         self.casts: dict[tuple[str, int], str] = {}
         self.islands = islands(graph)
-        self.fed_back = made_for(graph, FED_BACK) if fused is not None else set[str]()
         self.normalised: set[str] = set()
-        """What a statistic has brought back to the order of 1, where the float16 of others may begin."""
+        """Results of InstanceNormalization: of the order of 1 again."""
         self.fresh = ""
-        """What the node before this one made, if it multiplied a weight."""
+        """Output of the node before this one, if that multiplies a weight."""
 
     def convert(self, node: Node) -> None:
         wanted = TensorProto.FLOAT16 if self._is_half(node) else TensorProto.FLOAT
@@ -129,7 +175,7 @@ class _Converter:
                 self.floats.add(half)
                 renamed.append((half, name))
         self.nodes.extend(self._written(node, wanted))
-        if self.fused is not None and node.op_type == "InstanceNormalization":
+        if node.op_type == "InstanceNormalization":
             self.normalised.add(node.output[0])
         # Attention scores, which multiply no weight, do not count.
         weighted = node.op_type in PRODUCTS and any(name in self.weights for name in node.input)
@@ -149,26 +195,26 @@ class _Converter:
         return as_product(node, self.weights, length)
 
     def _is_half(self, node: Node) -> bool:
+        if node.output[0] in self.kept:
+            return False
         data = [name for name in node.input if name in self.floats and name not in self.weights]
         halves = [self.types.get(name) == TensorProto.FLOAT16 for name in data]
         weights = [self.weights[name] for name in node.input if name in self.weights]
-        if node.output[0] in self.fed_back:
-            return False
+        all_half = bool(halves) and all(halves)
         if node.op_type in PRODUCTS:
-            # Where a cast costs more than it saves.
-            mixed = self.fused is not None and not weights and not all(halves)
+            # Dense: to cast one of two activations costs more than a float16 product saves.
+            mixed = self.dense and not weights and not all_half
             return node.output[0] not in self.islands and not mixed and all(map(_fits, weights))
-        if self.fused is not None and node.output[0] in self.fused:
-            return self.fused[node.output[0]] == TensorProto.FLOAT16
-        if self.fused is not None and node.op_type in FUSED:
-            return all(map(_fits, weights))
+        if self.dense and node.op_type == "Gather" and not data:
+            return all(map(_is_exact, weights))
         if node.op_type in MOVES:
-            return bool(halves) and all(halves)
-        if self.fused is not None and node.op_type not in STATISTICS:
-            begins = any(name in self.normalised for name in data)
-            return (begins or (bool(halves) and all(halves))) and all(map(_fits, weights))
+            return all_half
+        if self.dense and node.op_type in FUSED:
+            return all(map(_fits, weights))
+        if self.dense and node.op_type not in STATISTICS:
+            return (all_half or not self.normalised.isdisjoint(data)) and all(map(_fits, weights))
         # A bias that follows its product; a residual sum has two activations and is float32.
-        return node.op_type == "Add" and len(data) == 1 and all(halves) and data[0] == self.fresh
+        return node.op_type == "Add" and len(data) == 1 and all_half and data[0] == self.fresh
 
     def _as(self, name: str, wanted: int) -> str:
         """The tensor `name` in the wanted type, cast once however many read it."""
@@ -188,64 +234,16 @@ class _Converter:
         return self.casts[name, wanted]
 
 
-def to_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose float32 products with a weight are convolutions of width 1, the same sums.
-
-    TensorRT-RTX compiles float32 convolutions for Turing (7.5), but no float32 products of matrices.
-    """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    weights = {tensor.name: tensor for tensor in result.graph.initializer}
-    nodes = [new for node in list(result.graph.node) for new in as_convolution(node, weights)]
-    rebuild(result, nodes, weights, "pointwise")
-    return result
-
-
-def islands(graph: Any) -> set[str]:
-    """Outputs of the products that stay float32: those that feed a statistic or the sampler's result."""
-    readers: dict[str, list[Node]] = defaultdict(list)
-    for node in graph.node:
-        for name in node.input:
-            readers[name].append(node)
-
-    def sensitive(name: str, seen: set[str]) -> bool:
-        if name in seen:
-            return False
-        seen.add(name)
-        if name in FED_BACK:
-            return True
-        for node in readers[name]:
-            if node.op_type in STATISTICS:
-                return True
-            if node.op_type not in STOPS and any(sensitive(out, seen) for out in node.output):
-                return True
-        return False
-
-    return {
-        node.output[0] for node in graph.node if node.op_type in PRODUCTS and sensitive(node.output[0], set())
-    }
-
-
-def made_for(graph: Any, outputs: Iterable[str]) -> set[str]:
-    """Names of these outputs of a graph, and of all that is computed for them."""
-    wanted = set(outputs)
-    for node in reversed(graph.node):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-    return wanted
-
-
 def hold_roundings(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that rounds to float16 in onnxruntime on a CPU wherever `model` says float16.
+    """Return a copy that rounds to float16 in onnxruntime on a CPU wherever `model` says float16.
 
     That runtime computes float16 products in float32 and then drops every pair of casts between them, even with
-    optimisation off: a float16 graph is checked there with nothing rounded but its weights. An operator that it
-    runs in float16 itself, behind each product, keeps the roundings (measured: the bundled encoder's error is
-    9e-4 with them and 7e-5 without).
+    optimisation off: of a float16 graph it would round the weights alone. An operator that it runs in float16 itself,
+    behind each product, keeps the roundings. Measured: the bundled encoder's error is 9e-4 with them and 7e-5 without.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    known = onnx.shape_inference.infer_shapes(model).graph  # what no standard knows, the graph notes itself
+    known = onnx.shape_inference.infer_shapes(model).graph
     halves = _tensors_of(known, TensorProto.FLOAT16)
     nodes: list[Node] = []
     for node in list(result.graph.node):
@@ -254,14 +252,13 @@ def hold_roundings(model: onnx.ModelProto) -> onnx.ModelProto:
             if name in halves and node.op_type not in MOVES:
                 node.output[place] = raw = f"{name}_raw"
                 nodes.append(helper.make_node("Max", [raw, raw], [name]))
-    del result.graph.node[:]
+    del result.graph.node[:], result.graph.value_info[:]
     result.graph.node.extend(nodes)
-    result.graph.ClearField("value_info")
     return result
 
 
-def _shapes_known(model: onnx.ModelProto) -> Any:
-    """The graph, with the type and shape of every tensor."""
+def known_shapes(model: onnx.ModelProto) -> Any:
+    """The graph of a model of standard operators, with the type and shape of every tensor."""
     return onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
 
 
@@ -280,3 +277,9 @@ def _lengths(graph: Any) -> dict[str, int]:
 
 def _fits(tensor: onnx.TensorProto) -> bool:
     return bool(np.abs(numpy_helper.to_array(tensor)).max(initial=0.0) <= LARGEST)
+
+
+def _is_exact(tensor: onnx.TensorProto) -> bool:
+    """Whether float16 holds every number of a table."""
+    values = numpy_helper.to_array(tensor)
+    return _fits(tensor) and np.array_equal(values, values.astype(np.float16))

@@ -100,8 +100,12 @@ class Stages:
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
             path = str(self._directory / self._manifest.graphs[name].file)
-            self._sessions[name] = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        outputs: list[Array] = self._sessions[name].run(None, {key: value[None] for key, value in inputs.items()})
+            self._sessions[name] = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
+        outputs: list[Array] = self._sessions[name].run(
+            None, {key: value[None] for key, value in inputs.items()}
+        )
         return [output[0] for output in outputs]
 
     def next(self, feature: Array, excerpt: Excerpt) -> tuple[Array, Array, Array]:
@@ -384,11 +388,16 @@ def _half_lines(key: str, error: Array, closed: Array, limits: Limits, rms_mm: f
         ("vertex_error_p99_mm", float(np.quantile(error, QUANTILE)), limits.p99),
         ("vertex_error_max_mm", float(error.max()), limits.max),
     )
-    lines = [Parity(graph=key, measure=name, frames=frames, value=value, bound=bound) for name, value, bound in bounded]
+    lines = [
+        Parity(graph=key, measure=name, frames=frames, value=value, bound=bound)
+        for name, value, bound in bounded
+    ]
     lines.append(stated(key, "rms_motion_mm", frames, rms_mm))
     if closed.size:
         lines.append(stated(key, "closed_loop_vertex_error_p50_mm", frames, float(np.median(closed))))
-        lines.append(stated(key, "closed_loop_vertex_error_p99_mm", frames, float(np.quantile(closed, QUANTILE))))
+        lines.append(
+            stated(key, "closed_loop_vertex_error_p99_mm", frames, float(np.quantile(closed, QUANTILE)))
+        )
     return lines
 
 
@@ -397,8 +406,12 @@ def rounded_talker(directory: Path, manifest: Manifest, key: str, folder: Path) 
     files = GraphFiles(folder, "fp32")
     files.save(hop_name(1), hold_roundings(onnx.load(directory / manifest.graphs[key].file)))
     (folder / manifest.identity).write_bytes((directory / manifest.identity).read_bytes())
-    plain = {name: msgspec.structs.replace(graph, operators="onnx") for name, graph in files.finished().items()}
-    write_manifest(folder, msgspec.structs.replace(manifest, graphs=plain, blendshapes=None, probe=None, engines=()))
+    plain = {
+        name: msgspec.structs.replace(graph, operators="onnx") for name, graph in files.finished().items()
+    }
+    write_manifest(
+        folder, msgspec.structs.replace(manifest, graphs=plain, blendshapes=None, probe=None, engines=())
+    )
     return Talker.load(folder, CPU)
 
 
@@ -447,7 +460,11 @@ class Motion:
     def add(self, vertices: Array) -> None:
         """Take in frames [n, V, 3]."""
         v = vertices.astype(np.float64)
-        self.count, self.sum, self.squares = self.count + len(v), self.sum + v.sum(0), self.squares + (v * v).sum(0)
+        self.count, self.sum, self.squares = (
+            self.count + len(v),
+            self.sum + v.sum(0),
+            self.squares + (v * v).sum(0),
+        )
 
     def rms(self) -> float:
         """Root mean square distance of a vertex from its mean position, in the vertices' unit."""
@@ -479,7 +496,9 @@ def streaming_cost(
     moved = {}
     for kind, rows in features.items():
         stages.begin()
-        moved[kind] = unit_mm * np.stack([stages.next(row, excerpt)[2] for row in rows[:count]]).astype(np.float64)
+        moved[kind] = unit_mm * np.stack([stages.next(row, excerpt)[2] for row in rows[:count]]).astype(
+            np.float64
+        )
     difference = vertex_distance(moved["streaming"], moved["offline"])
     motion = Motion()
     motion.add(moved["offline"])
@@ -498,4 +517,6 @@ def missed(parity: Sequence[Parity]) -> str:
 
 def half_graphs(graphs: Mapping[str, Graph]) -> list[str]:
     """Keys of the float16 hop graphs of one row."""
-    return [key for key, graph in graphs.items() if is_hop(key) and graph.precision == "fp16" and "_b" not in key]
+    return [
+        key for key, graph in graphs.items() if is_hop(key) and graph.precision == "fp16" and "_b" not in key
+    ]

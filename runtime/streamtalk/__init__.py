@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from streamtalk.batch import Batch
 from streamtalk.errors import (
     AudioError,
     BackendError,
@@ -31,6 +30,7 @@ from streamtalk.talker import Talker
 if TYPE_CHECKING:
     from streamtalk.backends.build import build_engines, check_builder
     from streamtalk.backends.disk_cache import exclusive
+    from streamtalk.batch import Batch
     from streamtalk.signals import ended_by_signals, signals_after
 
 __version__ = "0.1.0"
@@ -61,13 +61,14 @@ __all__ = [
 ]
 
 _LATER = {
+    "Batch": "streamtalk.batch",
     "build_engines": "streamtalk.backends.build",
     "check_builder": "streamtalk.backends.build",
     "ended_by_signals": "streamtalk.signals",
     "exclusive": "streamtalk.backends.disk_cache",
     "signals_after": "streamtalk.signals",
 }
-"""Names that no stream needs, and where they are: imported when they are first asked for."""
+"""Names that a stream by itself does not need, and where they are: imported when they are first asked for."""
 
 
 def __getattr__(name: str) -> Any:

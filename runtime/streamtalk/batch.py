@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -62,9 +63,14 @@ class Group:
         return [row for row in range(len(self.streams)) if not self.at(row)]
 
     @property
-    def paused(self) -> Stream | None:
-        """A stream that had nothing due on the tick of its group, and has nothing yet."""
-        return next((stream for stream in self if not stream._placed and not stream._pending), None)
+    def due(self) -> list[Stream]:
+        """Streams that have a hop due."""
+        return [stream for stream in self if stream._pending]
+
+    @property
+    def paused(self) -> list[Stream]:
+        """Streams that have nothing due, and had nothing on the last tick of this phase."""
+        return [stream for stream in self if not stream._placed and not stream._pending]
 
 
 class Batch:
@@ -152,12 +158,13 @@ class Batch:
         self._require_open()
         if tick is not None:
             self._place(tick)
-        group = self._oldest(tick)
-        if group is None:
+        due = [(g, streams) for g in self._groups if self._has_phase(g, tick) and (streams := g.due)]
+        if not due:
             return []
         began = perf_counter()
+        group = self._oldest(due)
         if tick is None:
-            self._gather(group)
+            self._gather(group, due)
         running = self._write_inputs(group)
         group.rows.launch(group.active)
         vertices = group.rows.vertices()
@@ -221,25 +228,24 @@ class Batch:
 
         return min(groups, key=rank)
 
-    def _has_room(self, group: Group) -> bool:
-        """Whether a row is free, or could be: a paused stream may wait in any group."""
-        return bool(group.free) or (group.paused is not None and any(other.free for other in self._groups))
+    def _room(self, group: Group) -> int:
+        """How many streams could move to a group. If there is a free row elsewhere, paused streams make room."""
+        spare = any(other.free for other in self._groups if other is not group)
+        return len(group.free) + (len(group.paused) if spare else 0)
 
-    def _oldest(self, tick: int | None) -> Group | None:
-        """The group that may be launched and has the oldest hop due."""
-        hop_samples = self._clock.hop * self._clock.rate // self._clock.fps
-        best, oldest = None, (-1, 0)
-        for group in self._groups:
-            if tick is None or self._has_phase(group, tick):
-                overdue = max((stream._overdue_samples for stream in group if stream._pending), default=-1)
-                age = min(overdue, hop_samples), -group.launched
-                if overdue >= 0 and (best is None or age > oldest):
-                    best, oldest = group, age
-        return best
+    def _has_phase(self, group: Group, tick: int | None) -> bool:
+        """Whether a group's phase is that of `tick`, or of one that was left out before it; without ticks it is."""
+        return tick is None or (tick - group.phase) % self._clock.hop < self._ticks_passed
 
-    def _has_phase(self, group: Group, tick: int) -> bool:
-        """Whether a group's phase is that of `tick`, or of one that was left out before it."""
-        return (tick - group.phase) % self._clock.hop < self._ticks_passed
+    def _oldest(self, due: list[tuple[Group, list[Stream]]]) -> Group:
+        """The group that has the oldest hop due; of those that are late by a hop the one that has waited longest."""
+        late = self._clock.hop * self._clock.rate // self._clock.fps
+
+        def age(entry: tuple[Group, list[Stream]]) -> tuple[int, int]:
+            group, streams = entry
+            return min(late, max(stream._overdue_samples for stream in streams)), -group.launched
+
+        return max(due, key=age)[0]
 
     def _place(self, tick: int) -> None:
         """Move streams whose hop is due for the first time, or after a pause, to the group whose phase is nearest."""
@@ -248,31 +254,28 @@ class Batch:
             self._ticks_passed = 1 if self._tick is None else max(1, tick - self._tick)
             self._tick = tick
         for group in self._groups:
-            ends_pause = begins and self._has_phase(group, tick)
+            begins_pause = begins and self._has_phase(group, tick)  # of those that have nothing due
             for stream in list(group):
-                if not stream._pending:
-                    stream._placed &= not ends_pause  # nothing is due on the tick of its group: it pauses
-                elif not stream._placed:
-                    rooms = [other for other in self._groups if other is group or self._has_room(other)]
+                if stream._placed:
+                    stream._placed = not (begins_pause and not stream._pending)
+                elif stream._pending:
+                    rooms = [other for other in self._groups if other is group or self._room(other)]
                     nearest = self._nearest(tick, rooms, stream)
                     if nearest is not group:
                         self._move(stream, group, nearest)
                     stream._wait_frames = self._wait_frames(nearest, tick)
                     stream._placed = True
 
-    def _gather(self, group: Group) -> None:
-        """Move streams of other groups that are due too, for the first time or after a pause, to this one."""
-        for other in self._groups:
-            for stream in list(other):
-                due = not stream._placed and stream._pending > 0
-                if due and other is not group and self._has_room(group):
+    def _gather(self, group: Group, due: list[tuple[Group, list[Stream]]]) -> None:
+        """Spare launches: move the streams of other groups that are due too to this one, where all of a group's fit."""
+        for other, streams in due:
+            if other is not group and len(streams) <= self._room(group):
+                for stream in streams:
                     self._move(stream, other, group)
-        for stream in group:
-            stream._placed = stream._pending > 0
 
     def _move(self, stream: Stream, old: Group, new: Group) -> None:
-        if not new.free and new.paused:
-            self._move(new.paused, new, next(group for group in self._groups if group.free))
+        if not new.free:
+            self._move(new.paused[0], new, next(group for group in self._groups if group.free))
         row = new.free[0]
         new.streams[row] = stream
         stream._move(new.rows, row)

@@ -150,6 +150,7 @@ class Stream:
         if self._ended:
             raise StreamError("This stream was flushed: call reset() before the next push.")
         self._timeline.append(accepted(pcm, self._clock.rate))
+        self._count_ready()
         return self._ready()
 
     def flush(self) -> Iterator[Frame]:
@@ -161,6 +162,7 @@ class Stream:
         if self._flushed:
             raise StreamError("This stream was flushed already: call reset() to start again.")
         self._ended = True
+        self._count_ready()
         self._flushed = True
         return self._ready()
 
@@ -244,19 +246,19 @@ class Stream:
         self._computed = -1
         self._newest: tuple[Rows, int, int] | None = None
         self._placed = False
+        self._count_ready()
         self._generation += 1
+
+    def _count_ready(self) -> None:
+        """Count the frames whose audio is there, from the first. A batch asks much more often than this changes."""
+        clock, samples = self._clock, self._timeline.end
+        self._frames_ready = clock.frames_in(samples) if self._ended else clock.frames_ready(samples)
 
     @property
     def _hop_frame(self) -> int:
         """First frame of the hop that comes next or is under way."""
         rows, row = self._at
         return int(rows.frames[row])
-
-    @property
-    def _frames_ready(self) -> int:
-        """Frames whose audio is there, counted from the first."""
-        clock, samples = self._clock, self._timeline.end
-        return clock.frames_in(samples) if self._ended else clock.frames_ready(samples)
 
     @property
     def _next_frame(self) -> int:

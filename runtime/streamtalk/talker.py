@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from streamtalk.backends import AUTO, Choice, Options, choose
-from streamtalk.batch import Batch
 from streamtalk.blendshapes import Blendshapes, WeightSolver, read_blendshapes
 from streamtalk.errors import UsageError
 from streamtalk.identity import Identity, Speaker, read_identity
 from streamtalk.model import Manifest, read_manifest
 from streamtalk.noise import GivenNoise, NoiseFn, SeededNoise
 from streamtalk.stream import Face, Stream
+
+if TYPE_CHECKING:
+    from streamtalk.batch import Batch
 
 MOST_STREAMS = 4096
 """A mistyped number of streams must not take the machine down."""
@@ -142,6 +145,8 @@ class Talker:
         Its launches have the fewest rows that hold all streams, or the most that were exported, in as many groups as
         that takes. Raises UsageError, and BackendError where the graph of that many rows cannot be loaded.
         """
+        from streamtalk.batch import Batch  # which a stream by itself does not need
+
         m, exported = self.manifest, self.manifest.row_counts
         size = exported[-1] if streams is None else streams
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MOST_STREAMS:

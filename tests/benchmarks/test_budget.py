@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from benchmarks.budget_model import COMPUTE_SHARE, MEMORY_SHARE, Roof, Setup, ca
 from benchmarks.budget_trace import Tracer
 from onnx import TensorProto, helper, numpy_helper
 
+from streamtalk_export.graph_files import OPERATORS
 from streamtalk_export.half import to_half
-from streamtalk_export.onnx_file import OPERATORS
 from tests.runtime.toy import Toy
 from tests.small_model import TINY
 
@@ -154,33 +154,46 @@ def test_a_file_that_is_no_graph_is_an_error(tmp_path: Path) -> None:
 def tracer(tmp_path_factory: pytest.TempPathFactory) -> Tracer:
     folder = tmp_path_factory.mktemp("traced")
     (folder / "tiny.yaml").write_text(TINY)
-    return Tracer(str(folder / "tiny.yaml"), folder)
+    return Tracer(str(folder / "tiny.yaml"))
 
 
-VOICE_BYTES = 8
-"""Where a voice's latents begin: the only weight that a batch has more of."""
+ONE = Setup(hop=1, history=5, decode_window=6, batch=1)
 
 
-def test_a_batch_is_counted_as_one_that_was_exported(tracer: Tracer) -> None:
-    alone, three = count(tracer.frame(5, 6)), count(tracer.frame(5, 6, 3))
-    counted, exported = figures(alone.batched(3)), figures(three)
-    exported["weight_bytes"] -= 2 * VOICE_BYTES
+def hop(tracer: Tracer, **settings: int) -> Count:
+    """The count of a hop graph, `ONE` but for these settings."""
+    return count_model(tracer.hop(replace(ONE, **settings)), "hop")
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_rows_are_counted_as_those_that_were_exported(tracer: Tracer, frames: int) -> None:
+    one, three = hop(tracer, hop=frames), hop(tracer, hop=frames, batch=3)
+    counted, exported = figures(one.batched(3)), figures(three)
+    # Where each row's latents and tokens begin: the only constants that more rows have more of.
+    assert 0 <= exported.pop("weight_bytes") - counted.pop("weight_bytes") <= SCALARS
     assert counted == exported
-    assert alone.batched(3).state_bytes == three.state_bytes
-    assert figures(count(tracer.encoder(1)).batched(3)) == figures(count(tracer.encoder(1, 3)))
+    assert one.batched(3).state_bytes == three.state_bytes
 
 
-def test_the_frame_costs_what_its_stages_cost(tracer: Tracer) -> None:
-    stages = [count(path) for path in tracer.stages(5, 6).values()]
-    frame = count(tracer.frame(5, 6))
-    assert frame.total("macs") == sum(stage.total("macs") for stage in stages)
+def test_a_hop_of_one_frame_costs_what_its_stages_cost(tracer: Tracer) -> None:
+    stages = [count_model(graph, name) for name, graph in tracer.stages(ONE).items()]
+    one = hop(tracer)
+    assert one.total("macs") == sum(stage.total("macs") for stage in stages)
     apart = sum(stage.total("weight_bytes") for stage in stages)
-    assert frame.total("weight_bytes") == pytest.approx(apart, abs=SCALARS)
+    assert one.total("weight_bytes") == pytest.approx(apart, abs=SCALARS)
+
+
+def test_a_hop_costs_less_than_its_frames_one_by_one(tracer: Tracer) -> None:
+    """The decoder reads its weights once for all of them, and the encoder has one window."""
+    one, four = hop(tracer), hop(tracer, hop=4)
+    assert one.total("macs") < four.total("macs") < 4 * one.total("macs")
+    decoder = count_model(tracer.stages(ONE)["vq_decoder"], "vq_decoder").total("weight_bytes")
+    assert four.total("weight_bytes") < 4 * one.total("weight_bytes") - 2 * decoder
 
 
 def test_more_history_and_a_longer_window_cost_what_they_must(tracer: Tracer) -> None:
-    base, longer, wider = (count(tracer.frame(*sizes)) for sizes in ((5, 6), (8, 6), (5, 9)))
-    # A key and a value of width 24 more, each frame and layer; nothing else sees the history.
+    base, longer, wider = (hop(tracer, **more) for more in ({}, {"history": 8}, {"decode_window": 9}))
+    # A key and a value of width 24 more, each frame and layer; nothing else depends on the history.
     assert longer.total("macs") - base.total("macs") == 3 * 2 * 2 * 24
     assert longer.state_bytes - base.state_bytes == 3 * 2 * 2 * 24 * FLOAT
     assert wider.state_bytes - base.state_bytes == 3 * 16 * FLOAT
@@ -189,20 +202,19 @@ def test_more_history_and_a_longer_window_cost_what_they_must(tracer: Tracer) ->
 
 
 def test_weights_are_those_of_the_file(tracer: Tracer) -> None:
-    path = tracer.stages(5, 6)["vq_decoder"]
+    graph = tracer.stages(ONE)["vq_decoder"]
     stored = sum(
         numpy_helper.to_array(t).nbytes
-        for t in onnx.load(path).graph.initializer
+        for t in graph.graph.initializer
         if t.data_type == TensorProto.FLOAT and len(t.dims) > 1
     )
-    assert count(path).total("weight_bytes") == pytest.approx(
-        stored, rel=0.1
-    )  # biases, and shapes that are no weights
+    counted = count_model(graph, "vq_decoder").total("weight_bytes")
+    assert counted == pytest.approx(stored, rel=0.1)  # biases, and tables
 
 
 def test_half_moves_half(tracer: Tracer) -> None:
-    path = tracer.frame(5, 6)
-    whole, half = count(path), count_model(to_half(onnx.load(path)), "half")
+    graph = tracer.stages(ONE)["vq_decoder"]
+    whole, half = count_model(graph, "whole"), count_model(to_half(graph), "half")
     assert half.total("macs") == whole.total("macs")
     assert 0.5 < half.total("weight_bytes") / whole.total("weight_bytes") < 0.9  # the islands stay float32
     assert any(k.half for k in half.kernels)
@@ -257,29 +269,26 @@ def test_devices_are_what_their_data_sheets_say() -> None:
         assert d.roof.bytes == pytest.approx(MEMORY_SHARE * d.memory_gb_s * 1e9)
 
 
-def test_the_worst_frame_waits_for_the_encoder_and_the_mean_for_its_share() -> None:
+def test_a_frame_costs_its_share_of_a_hop() -> None:
     device = catalogue().devices[0]
-    encoder = Count("audio_encoder", (Kernel("MatMul", macs=10**9, half=True),), 1, 0)
-    frame = Count("frame", (Kernel("MatMul", weight_bytes=10**7),), 1, 0)
-    p = predict(device, Setup(4, 60, 60, 1), encoder, frame)
-    launch_ms, host_ms = device.launch_us / 1e3, device.host_us / 1e3
-    assert p.encoder_ms == pytest.approx(2 / (COMPUTE_SHARE * device.fp16_tflops) + launch_ms + host_ms)
-    assert p.frame_ms == pytest.approx(10 / (MEMORY_SHARE * device.memory_gb_s) + launch_ms + host_ms)
-    assert p.worst_ms == p.encoder_ms + p.frame_ms
-    assert p.mean_ms == p.encoder_ms / 4 + p.frame_ms
-    assert p.headroom(30) == pytest.approx(1000 / 30 / p.worst_ms)
+    kernels = Kernel("MatMul", macs=10**9, half=True), Kernel("MatMul", weight_bytes=10**7)
+    p = predict(device, Setup(4, 60, 60, 1), Count("hop", kernels, 2, 0))
+    products_ms, traffic_ms = 2 / (COMPUTE_SHARE * device.fp16_tflops), 10 / (MEMORY_SHARE * device.memory_gb_s)
+    assert p.hop_ms == pytest.approx(products_ms + traffic_ms + 2 * device.launch_us / 1e3 + device.host_us / 1e3)
+    assert p.frame_ms == p.hop_ms / 4
+    assert p.headroom(30) == pytest.approx(4 * 1000 / 30 / p.hop_ms)
 
 
 def test_the_check_measures_what_it_predicts(tracer: Tracer) -> None:
-    path = tracer.frame(5, 6)
-    calibration, (result,) = check({"frame": (path, count(path))})
+    graph = tracer.hop(ONE)
+    calibration, (result,) = check({"hop": (graph, count_model(graph, "hop"))})
     assert result.measured_ms > 0
     assert result.predicted_ms > 1e3 * calibration.host_s
     assert min(calibration.flops, calibration.ops, calibration.launch_s, *calibration.bytes.values()) > 0
 
 
 def test_the_command_on_an_exported_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    engine = Toy(batch=2).write(tmp_path / "toy")
+    engine = Toy(rows=(1, 2)).write(tmp_path / "toy")
     files = ["--json", str(tmp_path / "a.json"), "--write", str(tmp_path / "a.md")]
     assert main(["--engine", str(engine), "--no-measure", *files]) == 0
     page = capsys.readouterr().out
@@ -288,12 +297,12 @@ def test_the_command_on_an_exported_model(tmp_path: Path, capsys: pytest.Capture
     told = json.loads((tmp_path / "a.json").read_text())
     assert told["prediction"] is True
     (toy,) = told["models"]
-    assert {graph["graph"] for graph in toy["graphs"]["fp32"]} == {"audio_encoder", "frame"}
+    assert {graph["graph"] for graph in toy["graphs"]["fp32"]} == {"hop", "hop_b2"}
     devices = len(catalogue().devices)
-    assert len(toy["predictions"]) == 3 * devices
-    assert {p["setup"]["batch"] for p in toy["predictions"]} == {2, 8, 16}
+    assert len(toy["predictions"]) == 4 * devices
+    assert {p["setup"]["batch"] for p in toy["predictions"]} == {1, 2, 4, 8}
     for p in toy["predictions"]:
-        assert p["worst_ms"] == pytest.approx(p["encoder_ms"] + p["frame_ms"])
+        assert p["frame_ms"] == pytest.approx(p["hop_ms"] / 2)
 
 
 def test_the_command_on_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,22 +328,22 @@ def test_what_a_gpu_took_stands_beside_its_prediction(
         "variant": "",
         "extrapolated": False,
         "system": "tensorrt",
-        "stage": "frame",
+        "stage": "hop",
         "p50_ms": 0.05,
     }
     others = [
         {**row, "system": "onnxruntime-cpu"},
-        {**row, "variant": "hop 4"},
+        {**row, "variant": "resident"},
         {**row, "stage": "vq_decoder"},
     ]
-    voices = {**row, "variant": "batch-4", "p50_ms": 0.06}
-    (tmp_path / "m.json").write_text(json.dumps({"rows": [*others, row, voices]}))
+    four = {**row, "variant": "batch-4", "p50_ms": 0.06}
+    (tmp_path / "m.json").write_text(json.dumps({"rows": [*others, row, four]}))
     files = ["--measured", str(tmp_path / "m.json"), "--json", str(tmp_path / "a.json")]
     assert main(["--engine", str(engine), "--no-measure", "--device", "RTX 4090", *files]) == 0
     (toy,) = json.loads((tmp_path / "a.json").read_text())["models"]
     found, more = toy["device_checks"]
     assert (found["measured_ms"], more["measured_ms"]) == (0.05, 0.06)
-    assert "batch 4" in more["graph"]
+    assert "rows 4" in more["graph"]
     assert found["error"] == pytest.approx(found["predicted_ms"] / 0.05 - 1)
     assert "### Checked on RTX 4090" in capsys.readouterr().out
     assert main(["--engine", str(engine), "--no-measure", "--device", "abacus", *files]) == 2
@@ -346,23 +355,20 @@ def test_what_a_gpu_took_stands_beside_its_prediction(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["--engine", "nowhere"], "No exported model"),
         (["--engine", "{toy}", "--batch", "2", "--device", "RTX 4090"], "go together"),
         (["--config", "nowhere.yaml"], "neither a file nor a preset"),
         (["--engine", "{toy}", "--hop", "2"], "--config"),
-        (["--engine", "{toy}", "--batch", "3"], "exported for 2"),
         (["--engine", "{toy}", "--batch", "2", "--write", "nowhere/a.md"], "nowhere"),
-        (["--engine", "{few}"], "export without --encoder-batch"),
     ],
 )
-def test_what_a_user_can_mend_is_one_sentence(
-    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_a_user_can_fix_is_one_sentence(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engine = Toy(batch=2).write(tmp_path / "toy")
-    few = Toy(batch=2, encoder_batch=1).write(tmp_path / "few")
-    assert main([a.format(toy=engine, few=few) for a in [*arguments, "--no-measure"]]) == 2
+    engine = Toy().write(tmp_path / "toy")
+    assert main([a.format(toy=engine) for a in [*arguments, "--no-measure"]]) == 2
     error = capsys.readouterr().err
-    assert words in error
+    assert message in error
     assert error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Every promise of the soak kept, and every one broken on purpose."""
+"""Every bound of the soak kept, and every one broken on purpose."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import mmap
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from benchmarks.soak_control import ControlProcess
 from benchmarks.soak_record import Record, Spread, Trend, resident_bytes
 
 from streamtalk import Frame, StreamTalkError, Talker
+from streamtalk.model import Clock
 from tests.runtime.toy import Toy
 
 ROOT = Path(__file__).parents[2]
 SPEECH = ROOT / "models" / "bundled" / "demo.wav"
 RATE, FPS, DELAY_S = 16000, 30, 0.1
+CLOCK = Clock(RATE, FPS, hop=1, context_samples=0, lookahead_samples=round(DELAY_S * RATE))
 MINUTES = 3
 MEMORY_MINUTES = 12
 """The least that memory is judged after, with its warm-up."""
@@ -106,8 +108,7 @@ def soak(
         fake,
         Hush(),
         minutes,
-        FPS,
-        RATE,
+        CLOCK,
         Motion(fake.template, np.array([[0, 1]], np.int32), 1.0),
         real_time=real_time,
         control=FakeControl(fake) if control else None,
@@ -146,6 +147,15 @@ def test_a_machine_that_gets_slower_breaks_latency_only_without_a_control() -> N
     assert broken(soak(Fake(busy=busy), control=True)) == set()
 
 
+def test_a_latency_is_that_of_a_hop() -> None:
+    """The other frames of a hop are there with its first, and would be the median."""
+    fake = Fake(busy=lambda i: float(i % 4 == 0))
+    motion = Motion(fake.template, None, 1.0)
+    record = Soak(fake, Hush(), MINUTES, replace(CLOCK, hop=4), motion, machine=fake.machine()).run()
+    assert record.column("p50_ms")[0] == pytest.approx(4, rel=0.01)
+    assert record.frames == MINUTES * MINUTE_S * FPS
+
+
 def test_getting_faster_breaks_nothing() -> None:
     assert not broken(soak(Fake(frame_s=0.01, slower_each_frame_s=-2e-7)))
 
@@ -166,7 +176,7 @@ def test_memory_is_not_judged_where_it_cannot_be() -> None:
     fake = Fake()
     machine = Machine(lambda: fake.clock_s, fake.sleep, lambda: None)
     motion = Motion(fake.template, None, 1.0)
-    record = Soak(fake, Hush(), MINUTES, FPS, RATE, motion, machine=machine).run()
+    record = Soak(fake, Hush(), MINUTES, CLOCK, motion, machine=machine).run()
     bound = {bound.name: bound for bound in judge(record)}["memory"]
     assert bound.met is None
     assert "statm" in bound.note
@@ -204,7 +214,7 @@ def test_too_slow_for_its_own_frame_rate_is_late_all_the_time() -> None:
     assert value > 9000
 
 
-def test_real_time_hands_out_no_audio_before_it_was_heard() -> None:
+def test_real_time_hands_out_no_audio_before_its_time() -> None:
     fake = Fake()
     early = []
     push = fake.push
@@ -219,11 +229,11 @@ def test_real_time_hands_out_no_audio_before_it_was_heard() -> None:
     assert not any(early)
 
 
-def test_the_control_hears_the_first_and_the_last_minute_and_is_new_for_the_last() -> None:
+def test_the_control_has_the_first_and_the_last_minute_and_is_new_for_the_last() -> None:
     fake = Fake()
     control = FakeControl(fake)
     motion = Motion(fake.template, None, 1.0)
-    record = Soak(fake, Hush(), 4, FPS, RATE, motion, control=control, machine=fake.machine()).run()
+    record = Soak(fake, Hush(), 4, CLOCK, motion, control=control, machine=fake.machine()).run()
     assert np.isfinite(record.column("control_p50_ms")).tolist() == [True, False, False, True]
     assert control.resets == 1
 
@@ -273,7 +283,7 @@ def test_a_real_leak_shows(engine: Path) -> None:
 
         programme = Programme(read_speech(SPEECH, RATE), RATE)
         motion = Motion(stream.template, talker.landmarks["lip_pairs"], 1.0)
-        record = Soak(Leaking(), programme, 2, talker.fps, RATE, motion).run()
+        record = Soak(Leaking(), programme, 2, talker.manifest.clock, motion).run()
     slope = record.memory.slope
     assert slope is not None
     assert slope / 1e6 == pytest.approx(mmap.PAGESIZE * FPS * 3600 / 1e6, rel=0.5)
@@ -281,7 +291,7 @@ def test_a_real_leak_shows(engine: Path) -> None:
 
 def test_the_soak_itself_keeps_nothing() -> None:
     fake = Fake()
-    run = Soak(fake, Hush(), MINUTES, FPS, RATE, Motion(fake.template, None, 1.0), machine=fake.machine())
+    run = Soak(fake, Hush(), MINUTES, CLOCK, Motion(fake.template, None, 1.0), machine=fake.machine())
     levels = []
 
     def watch(_minute: int, _record: Record) -> None:
@@ -327,7 +337,7 @@ def test_a_control_that_dies_is_a_sentence(engine: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["--minutes", "1"], "at least 2"),
         (["--engine", "nowhere"], "No exported model"),
@@ -336,11 +346,11 @@ def test_a_control_that_dies_is_a_sentence(engine: Path) -> None:
         (["--backend", "abacus"], "abacus"),
     ],
 )
-def test_what_a_user_can_mend_is_one_sentence(
-    engine: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+def test_what_a_user_can_fix_is_one_sentence(
+    engine: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(ROOT)
     assert main(["--engine", str(engine), "--minutes", "2", *arguments]) == 2
     error = capsys.readouterr().err
-    assert words in error
+    assert message in error
     assert error.count("\n") == 1

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamtalk import Talker, backends
-from tests.runtime.backends.cuda.fake import FakeStream, fake_gpu
-from tests.runtime.test_trust import add_probe
+from streamtalk import Talker
+from tests.runtime.backends.cuda.fake import FakeCuda, Stream
+from tests.runtime.backends.cuda.libraries import load_gpu
+from tests.runtime.backends.probes import add_probe
 from tests.runtime.toy import Toy, speech
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pycuda_vertices.py"
@@ -45,11 +46,10 @@ def clip(tmp_path: Path) -> Path:
 class PyCuda:
     """The part of PyCUDA that the example uses; kernels run on its one stream, as late as they may."""
 
-    def __init__(self, driver: Any) -> None:
+    def __init__(self, stream: Any) -> None:
         self.turned: list[Any] = []
-        self.targets: dict[int, Any] = {}
-        self.stream = driver.stream()
-        self.stream.handle, self.stream.synchronize = self.stream, self.stream.run
+        self.stream = stream
+        stream.handle, stream.synchronize = stream, stream.run
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         modules = {name: ModuleType(f"pycuda.{name}") for name in ("driver", "compiler", "autoprimaryctx")}
@@ -69,7 +69,7 @@ class PyCuda:
         return self.turn
 
     def turn(
-        self, source: Any, target: Any, n: Any, angle: Any, *, block: Any, grid: Any, stream: FakeStream
+        self, source: Any, target: Any, n: Any, angle: Any, *, block: Any, grid: Any, stream: Stream
     ) -> None:
         assert block[0] * grid[0] >= n
         assert abs(angle) <= 0.3
@@ -90,15 +90,15 @@ def test_every_frame_reaches_the_kernel_in_place(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("STREAMTALK_CACHE", str(tmp_path / "cache"))
-    toy = Toy()
+    toy, fake = Toy(), FakeCuda()
     model = toy.write(tmp_path / "model")
-    gpu = fake_gpu(model, add_probe(model, toy))
-    cpu = backends.LOADERS["onnxruntime-cpu"]
-    monkeypatch.setattr(backends, "LOADERS", {"fake": lambda *_: gpu, "onnxruntime-cpu": cpu})
-    pycuda = PyCuda(gpu.driver)
+    add_probe(model, toy)
+    gpu = load_gpu(fake, model, monkeypatch)
+    with gpu.driver.current():
+        pycuda = PyCuda(gpu.driver.stream())
     pycuda.install(monkeypatch)
     assert example.main(["--engine", str(model), "--wav", str(clip)]) == 0
-    assert capsys.readouterr().out.startswith("15 frames on fake; the last one is [")
+    assert capsys.readouterr().out.startswith("15 frames on tensorrt; the last one is [")
     with Talker.load(model, "onnxruntime-cpu", threads=1).open() as stream:
         stream.push(example.read(clip))
         expected = [frame.vertices.copy() for frame in stream.flush()]
@@ -116,7 +116,7 @@ def test_what_is_missing_is_a_sentence(
     arguments = ["--engine", str(Toy().write(tmp_path / "model")), "--wav", str(clip)]
     assert example.main(arguments) == 2
     assert "pip install pycuda" in capsys.readouterr().err
-    PyCuda(fake_gpu(tmp_path / "model", Talker.load(tmp_path / "model").manifest).driver).install(monkeypatch)
+    PyCuda(Stream(1)).install(monkeypatch)
     assert example.main(arguments) == 2
     assert "download=False needs a GPU backend" in capsys.readouterr().err
     clip.write_bytes(b"RIFF")

@@ -38,7 +38,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Golden, str]
         golden = load_golden(folder.name)
         window = str(COVERS_CLIP)
         arguments = [*golden.arguments, "--template", str(template), "--out", str(root / "model")]
-        arguments += ["--history", window, "--decode-window", window, "--sampler", sampler]
+        arguments += ["--history", window, "--decode-window", window, "--sampler", sampler, "--batch", "3"]
         assert main(arguments) == 0
         return Driver(root / "model")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,23 +74,3 @@ class Driver:
     def zeros(self, graph: str) -> dict[str, Array]:
         """Zero inputs of a graph's shapes and dtypes."""
         return {t.name: np.zeros(t.shape, t.dtype) for t in self.manifest.graphs[graph].inputs}  # type: ignore[arg-type]
-
-    def frames(
-        self, features: Array, noise: Array, style: Array, template: Array, start: Array
-    ) -> Iterator[Array]:
-        """Drive `frame` over all features of every slot alike; yields vertices [B, V, 3]."""
-        m = self.manifest
-        inputs = self.zeros("frame")
-        inputs["style"][:] = style
-        inputs["template"][:] = template
-        inputs["active"][:] = True
-        inputs["latents"][:, -1] = start
-        for i, feature in enumerate(features):
-            inputs["audio_feature"][:] = feature
-            inputs["noise"][:] = noise[i]
-            inputs["position"][:] = i % m.period
-            inputs["valid_frames"][:] = min(i, m.history)
-            inputs["valid_latents"][:] = min(i + 1, m.decode_window)
-            outputs = self.run("frame", **inputs)
-            inputs["kv_cache"], inputs["latents"] = outputs["kv_cache_out"], outputs["latents_out"]
-            yield outputs["vertices"]

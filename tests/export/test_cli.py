@@ -16,7 +16,8 @@ from streamtalk.model import FILE_NAME, Parity
 from streamtalk_export import export_model as exporter
 from streamtalk_export.cli import main
 from streamtalk_export.errors import ExportError
-from streamtalk_export.graphs import Frame
+from streamtalk_export.directory import new_directory
+from streamtalk_export.graphs import Hop
 from tests.export.golden import DATA, Driver, Golden, load_golden
 
 GOLDEN = load_golden("vocaset_small")
@@ -37,7 +38,6 @@ SMALL += ["--hubert-config", str(DATA / "vocaset_small" / "hubert_config.json"),
         ([*SMALL, "--lookahead", "1"], "lookahead of 1 ms is too short"),
         ([*SMALL, "--steps", "2000"], "expected 1 to 1000"),
         ([*SMALL, "--decode-window", "1"], "--decode-window must be at least 2"),
-        ([*SMALL, "--batch", "2", "--encoder-batch", "3"], "--encoder-batch 3 is more than --batch 2"),
     ],
 )
 def test_refusals(
@@ -72,7 +72,7 @@ def test_another_programs_manifest_makes_no_export(
 def test_what_a_link_points_to_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    with exporter._new_directory(tmp_path / "link") as building:
+    with new_directory(tmp_path / "link") as building:
         (building / "new").touch()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
     assert (tmp_path / "link").is_symlink()
@@ -94,7 +94,7 @@ def test_what_cannot_be_replaced_stays(failing: int, tmp_path: Path, monkeypatch
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", fails)
-    with pytest.raises(ExportError, match="Directory not empty"), exporter._new_directory(out):
+    with pytest.raises(ExportError, match="Directory not empty"), new_directory(out):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (out / FILE_NAME).exists()
@@ -124,80 +124,48 @@ def test_sizes_that_no_machine_holds_are_refused(option: str, capsys: pytest.Cap
 def test_a_missed_bound_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missed = Parity(subject="frame", quantity="max_abs_error", frames=1, measured=float("nan"), bound=1.0)
+    missed = Parity(graph="hop", measure="max_abs_error", frames=1, value=float("nan"), bound=1.0)
     monkeypatch.setattr(exporter, "certify", lambda *_: [missed])
     assert main([*SMALL, "--out", str(tmp_path / "model"), "--history", "4"]) == 2
-    assert "do not reproduce the model: frame max_abs_error nan > 1" in capsys.readouterr().err
+    assert "do not reproduce the model: hop max_abs_error nan > 1" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 def test_settings_reach_the_manifest_and_an_export_is_replaced_whole(tmp_path: Path) -> None:
     out = tmp_path / "model"
-    options = [
-        "--history",
-        "6",
-        "--decode-window",
-        "5",
-        "--hop",
-        "2",
-        "--audio-context",
-        "0.5",
-        "--batch",
-        "2",
-        "--encoder-batch",
-        "1",
-    ]
+    options = "--history 6 --decode-window 5 --hop 2 --audio-context 0.5 --batch 2 3".split()
     options += ["--lookahead", "120", "--steps", "10", "--sampler", "ddim"]
     assert main([*SMALL, "--out", str(out), *options]) == 0
     first = Driver(out).manifest
-    assert (first.history, first.decode_window, first.hop, first.batch, first.steps) == (6, 5, 2, 2, 10)
-    assert first.encoder_batch == 1
+    assert (first.history, first.decode_window, first.hop, first.steps) == (6, 5, 2, 10)
+    assert first.row_counts == (1, 2, 3)
     assert (first.context_samples, first.lookahead_samples) == (8000, 1920)
     assert first.window_samples == 8000 + 534 + 1920
     assert first.checkpoint_sha256 == "random-weights-3"
     (out / "leftover.engine").touch()
     assert main([*SMALL, "--out", str(out), "--history", "4"]) == 0
     assert Driver(out).manifest.history == 4
-    assert Driver(out).manifest.encoder_batch == 1
+    assert Driver(out).manifest.row_counts == (1,)
     assert Driver(out).manifest.decode_window == 4
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     assert not (out / "leftover.engine").exists()
 
 
-def test_a_graph_whose_slots_mix_is_not_written(
+def test_a_graph_whose_rows_mix_is_not_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Crossed(Frame):
-        """Each slot hears its neighbour: in a graph of one slot nothing is wrong."""
+    class Crossed(Hop):
+        """Each row gets its neighbour's audio: in a graph of one row nothing is wrong."""
 
-        def forward(self, audio_feature: Tensor, *rest: Any, **named: Any) -> Any:
-            return super().forward(audio_feature.roll(1, 0), *rest, **named)
+        def forward(self, pcm: Tensor, *rest: Any, **named: Any) -> Any:
+            return super().forward(pcm.roll(1, 0), *rest, **named)
 
-    monkeypatch.setattr(exporter, "Frame", Crossed)
+    monkeypatch.setattr(exporter, "Hop", Crossed)
     options = ["--out", str(tmp_path / "model"), "--history", "4"]
     assert main([*SMALL, *options, "--batch", "2"]) == 2
-    assert "do not reproduce the model: frame slots_max_abs_error" in capsys.readouterr().err
+    assert "do not reproduce the model: hop_b2 max_abs_error_of_rows" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert main([*SMALL, *options]) == 0
-
-
-def test_batch_slots_are_independent(tmp_path: Path) -> None:
-    out = tmp_path / "model"
-    assert main([*SMALL, "--out", str(out), "--history", "8", "--batch", "2"]) == 0
-    driver = Driver(out)
-    rng = np.random.default_rng(0)
-    inputs = driver.zeros("frame")
-    for name in ("kv_cache", "latents", "noise", "audio_feature", "style"):
-        inputs[name][:] = rng.standard_normal(inputs[name].shape)
-    inputs["active"][:] = [True, False]
-    inputs["valid_frames"][:], inputs["valid_latents"][:] = [3, 8], [4, 8]
-    before = driver.run("frame", **inputs)
-    for name in ("kv_cache", "latents", "noise", "audio_feature", "style"):
-        inputs[name][1] = rng.standard_normal(inputs[name][1].shape)
-    after = driver.run("frame", **inputs)
-    np.testing.assert_allclose(after["vertices"][0], before["vertices"][0], rtol=0, atol=1e-6)
-    assert np.abs(after["vertices"][1] - before["vertices"][1]).max() > 1e-3
-    assert np.array_equal(after["kv_cache_out"][1], inputs["kv_cache"][1])
 
 
 def test_identity_file(exported: Callable[[Golden, str], Driver]) -> None:

@@ -1,4 +1,4 @@
-"""Audio windows: their arithmetic, silence, and what a window hears against the whole clip."""
+"""Audio windows: their arithmetic, silence, and the features of a window against those of the whole clip."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from streamtalk.model import Clock
 from streamtalk_export.config import AudioEncoderConfig, ConfigError, ModelConfig
-from streamtalk_export.drive import probe_audio
+from streamtalk_export.excerpt import babble
 from streamtalk_export.hubert import HubertEncoder
 from streamtalk_export.mel import MelEncoder
-from streamtalk_export.windows import AudioWindow, StreamingEncoder, audio_window
+from streamtalk_export.windows import StreamingEncoder, audio_window, positions
 from tests.export.golden import Golden, load_golden
 
 FLOAT_ROUNDING = 2e-5
@@ -32,10 +33,10 @@ def config() -> ModelConfig:
 
 
 def test_delay_is_the_windows_end_minus_the_first_frame() -> None:
-    window = AudioWindow(hop=4, fps=30, context_samples=32000, lookahead_samples=3200)
+    window = Clock(16000, 30, 4, context_samples=32000, lookahead_samples=3200)
     assert window.window_samples == 32000 + 1600 + 3200
     assert window.delay_s == pytest.approx(0.3)
-    assert window.positions() == pytest.approx([100, 100 + 5 / 3, 100 + 10 / 3, 105])
+    assert positions(window) == pytest.approx([100, 100 + 5 / 3, 100 + 10 / 3, 105])
 
 
 def test_windows_that_cannot_work(mel: MelEncoder, config: ModelConfig) -> None:
@@ -56,11 +57,11 @@ def test_every_window_holds_the_features_it_reads(mel: MelEncoder, config: Model
     assert features.shape == (2, hop, 128)
 
 
-def streamed(encoder: StreamingEncoder, window: AudioWindow, pcm: Tensor, frames: int) -> Tensor:
+def streamed(encoder: StreamingEncoder, window: Clock, pcm: Tensor, frames: int) -> Tensor:
     padded = torch.nn.functional.pad(pcm, (window.context_samples, window.window_samples))
     out = []
     for first in range(0, frames, window.hop):
-        start = round(first * 16000 / window.fps)
+        start = window.window_start(first) + window.context_samples
         out.append(encoder(padded[None, start : start + window.window_samples])[0])
     return torch.cat(out)[:frames]
 
@@ -68,7 +69,7 @@ def streamed(encoder: StreamingEncoder, window: AudioWindow, pcm: Tensor, frames
 @pytest.mark.parametrize("hop", [3, 6])
 def test_mel_stream_is_the_whole_clip(mel: MelEncoder, config: ModelConfig, hop: int) -> None:
     """At 30 fps hops of 3 start on the feature grid: the stream reads what one pass over the clip gives."""
-    pcm = torch.from_numpy(probe_audio(2.0))
+    pcm = torch.from_numpy(babble(2.0))
     window = audio_window(config, mel, hop, None, None)
     got = streamed(StreamingEncoder(mel, window, 1e-3), window, pcm, 60)
     features = mel(torch.nn.functional.pad(pcm[None], (mel.past_samples, mel.receptive_field)))[0]
@@ -92,7 +93,7 @@ def test_quiet_noise_is_not_amplified(golden: Golden) -> None:
     window = audio_window(config, encoder, 4, None, None)
     gated = StreamingEncoder(encoder, window, config.audio.level_floor)
     open_gate = StreamingEncoder(encoder, window, 1e-12)
-    voice = torch.from_numpy(probe_audio(window.window_samples / 16000))[None]
+    voice = torch.from_numpy(babble(window.window_samples / 16000))[None]
     silence = torch.zeros_like(voice)
 
     def distance(pcm: Tensor, module: StreamingEncoder) -> float:
@@ -103,6 +104,28 @@ def test_quiet_noise_is_not_amplified(golden: Golden) -> None:
     assert distance(quiet, gated) < 0.1 * distance(voice, gated)
     # A gain of 1 from the floor up: ordinary levels are untouched.
     assert torch.equal(gated(voice), open_gate(voice))
+
+
+def test_the_graphs_encoder_is_the_models(golden: Golden) -> None:
+    """One product for queries, keys and values, and only the tokens that are read: the same features."""
+    encoder = load_golden(
+        golden.folder.name
+    ).model.audio_encoder  # fused below, and copies share their classes
+    assert isinstance(encoder, HubertEncoder)
+    window = audio_window(golden.config, encoder, 4, None, None)
+    pcm = torch.from_numpy(babble(window.window_samples / 16000))[None]
+    streaming = StreamingEncoder(encoder, window, 1e-4)
+    with torch.no_grad():
+        features = encoder(pcm, 1e-4)
+        position = torch.tensor(positions(window))
+        low = position.floor().long()
+        want = features[:, low] + (position - low)[:, None] * (
+            features[:, position.ceil().long()] - features[:, low]
+        )
+        torch.testing.assert_close(streaming(pcm), want, rtol=0, atol=FLOAT_ROUNDING)
+        encoder.fuse()
+        torch.testing.assert_close(encoder(pcm, 1e-4), features, rtol=0, atol=FLOAT_ROUNDING)
+        torch.testing.assert_close(streaming(pcm), want, rtol=0, atol=FLOAT_ROUNDING)
 
 
 def test_dc_offset_is_not_a_level(golden: Golden) -> None:

@@ -41,16 +41,16 @@ class CudaRows:
             buffers.clear(stream)
             works = [self._work(engine, side, held) for side in range(2)]
             self._launches = captured(works, held) if engine.capturable else [work.enqueue for work in works]
+            (B, hop, _, _), V = buffers.vertices.shape, manifest.n_vertices
+            self.device_vertices = DeviceArray(fence, buffers.device["vertices"], (B, hop, V, 3))
+            self._counts = Counts(manifest, B)
+            self.frames = self._counts.frames
+            self.inputs: Mapping[str, Array] = {
+                name: np.zeros_like(buffers.uploads[0][name]) for name in ("pcm", "noise")
+            }
             # Nothing may be in flight when the rest goes back, in the reverse order.
             held.callback(driver.drain, stream)
             self._held = held.pop_all()
-        (B, hop, _, _), V = buffers.vertices.shape, manifest.n_vertices
-        self.device_vertices = DeviceArray(fence, buffers.device["vertices"], (B, hop, V, 3))
-        self._counts = Counts(manifest, B)
-        self.frames = self._counts.frames
-        self.inputs: Mapping[str, Array] = {
-            name: np.zeros_like(buffers.uploads[0][name]) for name in ("pcm", "noise")
-        }
 
     def start(self, row: int, style: Float32, template: Float32) -> None:
         """Give a row to a stream."""

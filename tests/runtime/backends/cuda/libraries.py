@@ -1,5 +1,7 @@
 """TensorRT and onnxruntime-gpu on the fake CUDA: both run a model's graphs on the CPU, when the stream gets there."""
 
+# ruff: noqa: N802 (the names are onnxruntime's)
+
 from __future__ import annotations
 
 import ctypes
@@ -71,7 +73,9 @@ def add_engines(directory: Path, key: str = "tensorrt 10.3.0") -> Manifest:
     return manifest
 
 
-def load_gpu(cuda: FakeCuda, directory: Path, monkeypatch: pytest.MonkeyPatch, kind: str = "tensorrt") -> CudaBackend:
+def load_gpu(
+    cuda: FakeCuda, directory: Path, monkeypatch: pytest.MonkeyPatch, kind: str = "tensorrt"
+) -> CudaBackend:
     """A toy model's backend on the fake CUDA, by its own loader; no context is current afterwards."""
     cuda.install(monkeypatch)
     if kind == "tensorrt":
@@ -183,6 +187,11 @@ class Context:
     def is_stream_capturable(self, _: int) -> bool:
         return self.engine.capturable
 
+    def rows_of(self, name: str) -> tuple[int, int]:
+        """Number of rows of a tensor, and values of each."""
+        rows, *inner = map(int, self.engine.tensors[name][2])
+        return rows, int(np.prod(inner))
+
     def execute_async_v3(self, stream: int) -> bool:
         engine = self.engine
         engine.runs += 1
@@ -196,8 +205,7 @@ class Context:
             engine.session.run_with_iobinding(binding)
             engine.ran += 1
             if engine.wrong:
-                rows, *shape = engine.tensors["vertices"][2]
-                size = int(np.prod(shape))
+                rows, size = self.rows_of("vertices")
                 at(self.addresses["vertices"], rows * size, ctypes.c_float)[-size:] += engine.wrong
 
         engine.cuda.put(stream, run)
@@ -229,7 +237,7 @@ def tensorrt_module(cuda: FakeCuda, key: str = "tensorrt 10.3.0") -> Any:
 
     module: Any = ModuleType(api.name)
     module.__version__ = api.version
-    module.change = lambda engine: None
+    module.change = lambda _: None
     assert {mode.name for mode in Mode} <= set(api.recorded["TensorIOMode"].split())
     assert {kind.name for kind in Kind} <= set(api.recorded["DataType"].split())
     module.ILogger, module.TensorIOMode = Logger, Mode

@@ -14,6 +14,7 @@ import pytest
 
 from streamtalk import BackendError, Talker
 from streamtalk.backends.cuda.backend import CudaBackend
+from streamtalk.backends.cuda.engine import DeviceEngine
 from streamtalk.backends.probe import require_probe
 from streamtalk.model import FILE_NAME, read_manifest
 from tests.runtime.backends.cuda.fake import FakeCuda
@@ -57,7 +58,12 @@ def test_engines_are_loaded_when_they_are_first_asked_for(kind: str, directory: 
 def test_threads_that_ask_at_once_load_once(directory: Path, load: Load) -> None:
     made: list[int] = []
     backend = load(directory)
-    counted = replace(backend, load=lambda rows: (made.append(rows), backend.load(rows))[1])
+
+    def load_rows(rows: int) -> DeviceEngine:
+        made.append(rows)
+        return backend.load(rows)
+
+    counted = replace(backend, load=load_rows)
     threads = [Thread(target=counted.engine, args=(3,)) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -91,7 +97,9 @@ def test_a_probe_of_more_rows_is_remembered_too(directory: Path, load: Load, cac
 
 def test_a_number_of_rows_without_an_engine(directory: Path, load: Load) -> None:
     backend = load(directory)
-    with pytest.raises(BackendError, match=r"No tensorrt engine of `hop_b2` .*streamtalk build .* --backend tensorrt"):
+    with pytest.raises(
+        BackendError, match=r"No tensorrt engine of `hop_b2` .*streamtalk build .* --backend tensorrt"
+    ):
         backend.rows(2, START)
     with pytest.raises(BackendError, match=r"no fp32 hop graph of 2 rows .*--batch 2"):
         load(directory, "onnxruntime").rows(2, START)
@@ -123,7 +131,7 @@ def test_a_whole_stream_is_the_cpus(kind: str, directory: Path, load: Load, cuda
 
 
 @pytest.mark.parametrize("download", [True, False])
-def test_a_stream_has_device_vertices(download: bool, directory: Path, load: Load, cuda: FakeCuda) -> None:
+def test_a_stream_has_device_vertices(download: bool, directory: Path, load: Load) -> None:
     load(directory)
     gpu = Talker.load(directory, "tensorrt", download=download)
     cpu = Talker.load(directory, "onnxruntime-cpu", threads=1)

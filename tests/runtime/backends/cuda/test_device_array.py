@@ -116,7 +116,7 @@ def test_readers_of_two_rows_do_not_undo_each_others_wait(
     assert done == ["marked", "waited"] * 2
 
 
-def leaked(use: Callable[[], Any]) -> int:
+def leaked(cuda: FakeCuda, use: Callable[[], Any]) -> int:
     """Bytes that stay of many uses: capsules lie in memory that tracemalloc sees.
 
     The least of three rounds: what leaks does so in each, and the interpreter takes memory of its own now and then.
@@ -125,39 +125,40 @@ def leaked(use: Callable[[], Any]) -> int:
     try:
         for _ in range(20):
             use()
-        return min(_stays(use) for _ in range(3))
+        return min(_stays(cuda, use) for _ in range(3))
     finally:
         tracemalloc.stop()
 
 
-def _stays(use: Callable[[], Any]) -> int:
+def _stays(cuda: FakeCuda, use: Callable[[], Any]) -> int:
     gc.collect()
     before, _ = tracemalloc.get_traced_memory()
     for _ in range(USES):
         use()
+        cuda.calls.clear()
     gc.collect()
     return tracemalloc.get_traced_memory()[0] - before
 
 
 @pytest.mark.parametrize("version", [None, (0, 8), (1, 0), (1, 3)])
 def test_a_capsule_that_nobody_reads_is_given_back(
-    version: tuple[int, int] | None, driver: Driver, values: Any
+    version: tuple[int, int] | None, driver: Driver, values: Any, cuda: FakeCuda
 ) -> None:
     shared = array(driver, values)
     name = "dltensor_versioned" if version and version[0] else "dltensor"
     assert f'"{name}"' in repr(shared.__dlpack__(max_version=version))
-    assert leaked(lambda: shared.__dlpack__(max_version=version)) < USES
+    assert leaked(cuda, lambda: shared.__dlpack__(max_version=version)) < USES
 
 
 @pytest.mark.parametrize("take", [np.from_dlpack, by_torch])
 def test_a_capsule_that_was_read_is_given_back_by_its_reader(
-    take: Any, driver: Driver, values: Any
+    take: Any, driver: Driver, values: Any, cuda: FakeCuda
 ) -> None:
     shared = array(driver, values)
     taken = [take(shared) for _ in range(3)]
     gc.collect()
     assert all(np.array_equal(np.asarray(one), values) for one in taken)
-    assert leaked(lambda: take(shared)) < USES
+    assert leaked(cuda, lambda: take(shared)) < USES
 
 
 def test_a_reader_that_outlives_the_interpreter() -> None:
@@ -198,9 +199,7 @@ def test_what_dlpack_may_not_ask(driver: Driver, values: Any) -> None:
         shared.__dlpack__(stream=0)
 
 
-@pytest.mark.parametrize(
-    ("stream", "waiting"), [(None, [1]), (1, [1]), (2, [2]), (77, [77]), (-1, [])]
-)
+@pytest.mark.parametrize(("stream", "waiting"), [(None, [1]), (1, [1]), (2, [2]), (77, [77]), (-1, [])])
 def test_the_consumers_stream_waits_for_the_hop(
     stream: int | None, waiting: list[int], driver: Driver, values: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

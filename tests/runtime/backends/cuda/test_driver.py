@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,8 @@ def test_bindings_that_raise_without_a_driver(monkeypatch: pytest.MonkeyPatch) -
         driver(monkeypatch, cuda)
 
 
-def test_a_device_describes_itself(cuda: FakeCuda) -> None:
+@pytest.mark.usefixtures("cuda")
+def test_a_device_describes_itself() -> None:
     gpu = open_driver()
     assert gpu.compute_capability == 87
     assert gpu.description == "NVIDIA Thing, driver for CUDA 12.6"
@@ -143,7 +145,9 @@ def test_without_a_context_it_is_the_primary_one(cuda: FakeCuda) -> None:
     gpu = open_driver()
     assert gpu.primary
     assert cuda.stack == [PRIMARY]
-    assert names(cuda).count("cuDevicePrimaryCtxRetain") == names(cuda).count("cuDevicePrimaryCtxRelease") == 1
+    assert (
+        names(cuda).count("cuDevicePrimaryCtxRetain") == names(cuda).count("cuDevicePrimaryCtxRelease") == 1
+    )
     with gpu.current():
         assert cuda.stack == [PRIMARY]
 
@@ -205,7 +209,8 @@ def test_waiting_sleeps(cuda: FakeCuda) -> None:
     assert event is waited is destroyed
 
 
-def test_copies_are_checked_by_the_fake(cuda: FakeCuda) -> None:
+@pytest.mark.usefixtures("cuda")
+def test_copies_are_checked_by_the_fake() -> None:
     """A kind that does not go with its addresses is refused, as CUDA refuses it."""
     gpu = open_driver()
     stream, block = gpu.stream(), gpu.pinned_memory(64)
@@ -213,11 +218,12 @@ def test_copies_are_checked_by_the_fake(cuda: FakeCuda) -> None:
     gpu.upload(address, block, stream)
     gpu.download(block, address, stream)
     gpu.drain(stream)
-    for refused in (
+    refused: list[Callable[[], None]] = [
         lambda: gpu.upload(block.ctypes.data, block, stream),
         lambda: gpu.download(block, block.ctypes.data, stream),
         lambda: gpu.upload(address + 1, block, stream),
         lambda: gpu.clear(address, 65, stream),
-    ):
+    ]
+    for call in refused:
         with pytest.raises(BackendError, match="failed: error 1"):
-            refused()
+            call()

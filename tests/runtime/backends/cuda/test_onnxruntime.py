@@ -26,7 +26,9 @@ Open = Callable[[OnnxRuntimeGpu], CudaSession]
 def opened(directory: Path, cuda: FakeCuda) -> Open:
     """Makes a session of the toy's hop graph."""
     del cuda
-    return lambda runtime: CudaSession(runtime, directory, read_manifest(directory).graphs["hop"], open_driver())
+    return lambda runtime: CudaSession(
+        runtime, directory, read_manifest(directory).graphs["hop"], open_driver()
+    )
 
 
 def test_the_fastest_kernels_are_taken_where_they_exist(opened: Open, cuda: FakeCuda) -> None:
@@ -122,7 +124,9 @@ def test_a_provider_that_does_not_start(
         opened(OnnxRuntimeGpu(cuda))
 
 
-def test_files_that_are_not_the_manifests_are_not_loaded(opened: Open, directory: Path, cuda: FakeCuda) -> None:
+def test_files_that_are_not_the_manifests_are_not_loaded(
+    opened: Open, directory: Path, cuda: FakeCuda
+) -> None:
     (directory / "hop.onnx").write_bytes(b"other")
     with pytest.raises(ModelError, match="is not the file that was exported"):
         opened(runtime := OnnxRuntimeGpu(cuda))
@@ -160,7 +164,9 @@ def test_a_context_of_ones_own_is_refused(directory: Path, monkeypatch: pytest.M
         gpu_onnxruntime.load(directory, read_manifest(directory), "fp32", 1)
 
 
-@pytest.mark.parametrize(("version", "safe"), [("1.31.0", False), ("1.31.1", True), ("1.32.0", True), ("?", False)])
+@pytest.mark.parametrize(
+    ("version", "safe"), [("1.31.0", False), ("1.31.1", True), ("1.32.0", True), ("?", False)]
+)
 def test_releases_that_capture(version: str, safe: bool) -> None:
     assert gpu_onnxruntime.captures(version) == safe
 

@@ -69,18 +69,18 @@ def assert_same_state(a: Rows, b: Rows) -> None:
         np.testing.assert_array_equal(got.latents, want.latents)
 
 
-@pytest.mark.parametrize("eager", [False, True], ids=["late", "at once"])
+@pytest.mark.parametrize("eager", [(), (True,), (True,) * 100], ids=["late", "a session at once", "at once"])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("n", [1, 2, 3], ids="hop {}".format)
 @kinds
 def test_frames_and_states_are_the_cpus(
-    kind: str, n: int, count: int, eager: bool, cuda: FakeCuda, load: Load, tmp_path: Path
+    kind: str, n: int, count: int, eager: tuple[bool, ...], cuda: FakeCuda, load: Load, tmp_path: Path
 ) -> None:
     """Rows pause, start again and are reset at random; some hops are read by nobody."""
     toy = Toy(rows=(1, 3), hop=n, window_samples=4000)
     directory = toy.write(tmp_path / "model")
     add_probe(directory, toy)
-    cuda.eager = (eager,) * 100
+    cuda.eager = eager
     gpu, cpu = opened(load(directory, kind), toy, count), on_the_cpu(directory, toy, count)
     rng = np.random.default_rng(1)
     for number in range(HOPS):
@@ -213,9 +213,7 @@ def test_rows_share_nothing_but_the_engine(directory: Path, load: Load) -> None:
     np.testing.assert_array_equal(np.array(mixed), alone)
 
 
-def test_without_a_download_the_host_runs_two_hops_ahead(
-    directory: Path, cuda: FakeCuda, load: Load
-) -> None:
+def test_without_a_download_the_host_runs_two_hops_ahead(directory: Path, cuda: FakeCuda, load: Load) -> None:
     backend: Any = load(directory).on_device()
     gpu, one = opened(backend, Toy(), 1), np.ones(1, np.bool_)
     want = play(on_the_cpu(directory, Toy(), 1), 0, 4)
@@ -233,9 +231,7 @@ def test_without_a_download_the_host_runs_two_hops_ahead(
     assert cuda.nothing_left()
 
 
-def test_a_capture_that_fails_leaves_rows_that_are_right(
-    directory: Path, cuda: FakeCuda, load: Load
-) -> None:
+def test_a_capture_that_fails_leaves_rows_that_are_right(directory: Path, cuda: FakeCuda, load: Load) -> None:
     backend, toy = load(directory), Toy()
     want = play(on_the_cpu(directory, toy, 1))
     for function in ("cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphUpload"):
@@ -257,20 +253,30 @@ def test_a_capture_that_fails_leaves_rows_that_are_right(
     assert cuda.count_calls("cudaGraphLaunch") == {"cudaGraphLaunch": 1}
 
 
-def test_close_gives_everything_back(directory: Path, cuda: FakeCuda, load: Load) -> None:
-    rows = opened(load(directory), Toy(), 1)
+@kinds
+def test_close_gives_everything_back(kind: str, directory: Path, cuda: FakeCuda, load: Load) -> None:
+    backend = load(directory, kind)
+    before = list(cuda.handles)  # a session of onnxruntime keeps its stream
+    rows = opened(backend, Toy(), 1)
     hop(rows, 0, np.ones(1, np.bool_))
     assert cuda.in_flight()
     rows.close()
     rows.close()
-    assert cuda.nothing_left()
+    assert not cuda.device
+    assert cuda.handles == before
     with pytest.raises(BackendError, match="These rows are closed"):
         rows.launch(np.ones(1, np.bool_))
 
 
 @pytest.mark.parametrize(
     "function",
-    ["cudaMalloc", "cudaHostAlloc", "cudaStreamCreateWithFlags", "cudaEventCreateWithFlags", "cudaMemsetAsync"],
+    [
+        "cudaMalloc",
+        "cudaHostAlloc",
+        "cudaStreamCreateWithFlags",
+        "cudaEventCreateWithFlags",
+        "cudaMemsetAsync",
+    ],
 )
 def test_an_open_that_fails_gives_everything_back(
     function: str, directory: Path, cuda: FakeCuda, load: Load, monkeypatch: pytest.MonkeyPatch
@@ -294,6 +300,14 @@ def test_an_open_that_fails_gives_everything_back(
             opened(backend, Toy(), 1, start=False)
         monkeypatch.setattr(FakeCuda, function, real)
         assert cuda.nothing_left()
+
+
+def test_an_engine_that_cannot_be_bound_leaves_nothing(directory: Path, cuda: FakeCuda, load: Load) -> None:
+    backend: Any = load(directory)
+    plain(backend.engine(1).engine).room = False
+    with pytest.raises(BackendError, match="no room for another stream"):
+        opened(backend, Toy(), 1)
+    assert cuda.nothing_left()
 
 
 def test_a_failure_to_give_back_keeps_nothing_else(directory: Path, cuda: FakeCuda, load: Load) -> None:

@@ -6,12 +6,10 @@ import gc
 import sys
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -20,14 +18,15 @@ from streamtalk.backends.cuda import classic, rtx
 from streamtalk.backends.cuda.driver import Driver, open_driver
 from streamtalk.backends.cuda.tensorrt import Library, TensorRtEngine
 from streamtalk.backends.engine_file import Fit, find_engine
-from streamtalk.model import FILE_NAME, read_manifest
+from streamtalk.model import read_manifest
 from tests.runtime.backends.cuda.fake import FakeCuda
 from tests.runtime.backends.cuda.libraries import HOST, Kind, Mode, StubEngine, add_engines, tensorrt_module
-from tests.tensorrt_api import CLASSIC, RECORDED, RTX, plain
+from tests.tensorrt_api import RECORDED, RTX, plain
 
 
 @pytest.fixture
 def driver(cuda: FakeCuda) -> Driver:
+    del cuda
     return open_driver()
 
 
@@ -121,7 +120,7 @@ def test_a_foreign_engine_is_refused(name: str, tensor: Any, loaded: Any) -> Non
 
 
 def test_a_library_that_does_not_start_is_a_sentence(
-    directory: Path, driver: Driver, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+    directory: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Classic TensorRT raises a TypeError where CUDA does not start: `auto` passes over it."""
 
@@ -246,9 +245,7 @@ def test_a_context_keeps_what_it_was_made_from(key: str, loaded: Any, driver: Dr
 
 
 @pytest.mark.parametrize("key", RTX)
-def test_kernels_of_another_version_are_replaced(
-    key: str, loaded: Any, driver: Driver, cache: Path
-) -> None:
+def test_kernels_of_another_version_are_replaced(key: str, loaded: Any, driver: Driver, cache: Path) -> None:
     engine, _ = loaded(key)
     stream, addresses = driver.stream(), memory(driver, engine)
     engine.bind(addresses, stream)
@@ -269,11 +266,11 @@ def test_a_cache_that_fails_costs_nothing_else(
     assert stub.ran == 1
 
 
-def test_one_thread_at_a_time_makes_a_context(loaded: Any, driver: Driver, cuda: FakeCuda) -> None:
+def test_one_thread_at_a_time_makes_a_context(loaded: Any, driver: Driver) -> None:
     """Contexts share one configuration and one cache of kernels."""
     engine, stub = loaded(RTX[-1])
     addresses, streams = memory(driver, engine), [driver.stream() for _ in range(2)]
-    inside, seen = [0], []
+    inside, seen = [0], list[int]()
     run = stub.session.run_with_iobinding
 
     def slow(binding: Any) -> None:
@@ -286,7 +283,9 @@ def test_one_thread_at_a_time_makes_a_context(loaded: Any, driver: Driver, cuda:
         run(binding)
         inside[0] -= 1
 
-    stub.session = type("Session", (), {"run_with_iobinding": staticmethod(slow), "io_binding": stub.session.io_binding})()
+    stub.session = type(
+        "Session", (), {"run_with_iobinding": staticmethod(slow), "io_binding": stub.session.io_binding}
+    )()
     threads = [Thread(target=engine.bind, args=(addresses, stream)) for stream in streams]
     threads[0].start()
     threads[0].join()
