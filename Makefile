@@ -23,6 +23,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(VENV)/.demo engines/bundled/manifest.json ## per-frame latency of the bundled model on this machine
 	$(BIN)/python -m benchmarks.latency --presets bundled --no-ablations

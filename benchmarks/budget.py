@@ -182,9 +182,7 @@ def document(budgets: Sequence[Budget]) -> dict[str, object]:
                 "model": b.name,
                 "setup": asdict(b.setup),
                 "graphs": {"fp32": [_figures(c) for c in b.counts], "fp16": [_figures(c) for c in b.half]},
-                "predictions": [
-                    {**asdict(p), "frame_ms": p.frame_ms} for p in b.predictions
-                ],
+                "predictions": [{**asdict(p), "frame_ms": p.frame_ms} for p in b.predictions],
                 "calibration": asdict(b.calibration) if b.calibration else None,
                 "checks": [{**asdict(c), "error": c.error} for c in b.checks],
                 "device": b.device,

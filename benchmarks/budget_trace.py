@@ -36,7 +36,9 @@ class Tracer:
         if isinstance(self._model.audio_encoder, HubertEncoder):
             self._model.audio_encoder.fuse()
         table = sampler_table(self._config.schedule, self._config.steps, self._config.sampler)
-        self._head = diffusion_head(self._model.diff_ar_network, table, self._config.predictor.head == "linear")
+        self._head = diffusion_head(
+            self._model.diff_ar_network, table, self._config.predictor.head == "linear"
+        )
 
     @property
     def name(self) -> str:

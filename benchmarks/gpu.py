@@ -1,14 +1,14 @@
 """Latency on a GPU, beside the released algorithm in eager PyTorch on the same one: `python -m benchmarks.gpu`.
 
-Every backend that loads here, at full size and several batches, by stage and whole. Each has reproduced its model's
-probe in every slot, now or when it was first loaded here. At batch 1 the systems take turns. The released algorithm
-runs in float32 with random weights of its own; its first frame is its best case: each later one costs more.
+It measures every backend that loads here, at full size and several numbers of rows. Each reproduces its model's probe
+in every row, now or when it was first loaded here. One stream takes turns with the released algorithm, which runs in
+float32 with random weights of its own. Its audio encoder is left out, and ours is not. Its first frame is its best
+case: each later one costs more.
 
-`frame` is a turn of all slots, from noise in host memory to vertices there, without the encoder. Variants: `resident`
-leaves the vertices on the device, `hop-start` is the encoder and a hop's first frame one after the other, which a live
-stream waits for, `back-to-back` the mean of runs that are queued together, `no-fold` the head's steps unrolled.
-`batch-N` are N voices in one launch; `step` adds the host's work for every voice, and the encoder in the step that
-begins the hops of all, or `staggered`, of some, which is then every step.
+A row `hop` is one launch, from audio and noise in host memory to vertices there, `total` a frame's share of it.
+Variants: `resident` leaves the vertices on the device, `back-to-back` is the mean of launches that are queued together,
+`no-fold` has the head's steps unrolled. `batch-N` is one launch of N rows. `batch-N-step` is a step of
+`Talker.batch(N)`, with the host's work for every stream.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,17 +28,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu_runs import IN_FLIGHT, SEED, StageRun, hops, opened, profiled, stage_engine, steps, turns
-from benchmarks.latency_rows import GPU_SYSTEMS, PARTS, RELEASED, Row, hardware, summary, table, versions
-from benchmarks.latency_runs import amortised, frame_times
+from benchmarks.gpu_runs import IN_FLIGHT, SEED, hops, opened, profiled, queued, steps
+from benchmarks.latency_rows import GPU_SYSTEMS, RELEASED, Row, hardware, hop_rows, summary, table, versions
+from benchmarks.latency_runs import hop_times
 from benchmarks.latency_subject import CACHE, FAILURES, complain, exported, settings_of, speech
 from benchmarks.latency_targets import Target
 from benchmarks.latency_targets import table as targets_table
-from benchmarks.released import Released, Seconds, timed
+from benchmarks.released import Released, Seconds
 from streamtalk import StreamTalkError, Talker
-from streamtalk.backends.cuda.backend import CudaBackend
 from streamtalk.backends.cuda.driver import open_driver
 from streamtalk.backends.probe import measure, read_probe
+from streamtalk.rows import Backend
 from streamtalk_export.checkpoint import random_model
 from streamtalk_export.config import load_config
 from streamtalk_export.hubert import hubert_config
@@ -50,32 +50,31 @@ SAMPLED = (0, 30, 60, 120, 269)
 ROUNDS, LEAST_FRAMES = 6, 24
 MOST_PROBED = 32
 STEP_S = 2.0
-"""Audio that every voice of a batch hears."""
-HOP = 4
-"""Of HuBERT's presets."""
-STEPS = re.compile(r"batch-\d+-step-staggered")
-"""Rows of voices that began when they began, as those of a server do."""
+"""Audio of every stream of a batch."""
+STEPS = re.compile(r"batch-(\d+)-step")
+"""Variants that are steps of a batch."""
 TARGETS = {
-    "frame p50": 0.3,
-    "frame p99": 0.5,
-    "audio encoder p50": 0.7,
+    "hop p50": 1.9,
+    "hop p99": 2.7,
     "times faster than the released first frame": 15.0,
-    "voices at hop 4 without a late step": 500.0,
+    "streams without a late step": 500.0,
 }
-"""For an NVIDIA H200 at VOCASET's size, history and decode window 60, 2 s of context; milliseconds where no unit is."""
+"""For an NVIDIA H200 at VOCASET's size, hop 4, history and decode window 60, 2 s of context; times are in milliseconds.
+A hop's are those of four frames of .3 ms (p99 .5) and an audio encoder's run of .7 ms.
+"""
 
 
 @dataclass
 class Result:
-    """All that a run found."""
+    """Results of a run."""
 
     rows: list[Row] = field(default_factory=list)
     parity: list[dict[str, Any]] = field(default_factory=list)
-    """Vertex errors of the probe against the float32 graphs on the CPU, in the vertices' unit, and what is allowed."""
+    """Vertex errors of the probe against the float32 graphs on the CPU, and the allowed ones, in the vertices' unit."""
     launches: list[dict[str, Any]] = field(default_factory=list)
-    """CUDA calls and device work of one hop, encoder included, and of one frame."""
+    """CUDA calls and device work of one hop."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What every figure of a preset depends on."""
+    """Settings that every figure of a preset depends on."""
     skipped: dict[str, str] = field(default_factory=dict)
     gpu: str = ""
 
@@ -101,7 +100,7 @@ class Eager:
 
     def __init__(self, preset: str) -> None:
         config = load_config(preset)
-        self.model = random_model(config, hubert_config(None), SEED).eval().cuda()
+        model = random_model(config, hubert_config(None), SEED).eval().cuda()
         generator = torch.Generator().manual_seed(SEED)
 
         def rows(count: int, width: int) -> torch.Tensor:
@@ -110,18 +109,11 @@ class Eager:
         count, p = SAMPLED[-1] + 1, config.predictor
         table = sampler_table(config.schedule, config.steps, config.sampler)
         features, noise = rows(count, p.audio_encode_dim), rows(count, p.vq_dim)
-        self.released = Released(self.model, table, features, noise, rows(count + 1, p.vq_dim))
-        self.fps = config.fps
+        self._released = Released(model, table, features, noise, rows(count + 1, p.vq_dim))
 
     def frame(self, i: int) -> Seconds:
         """Seconds by stage of frame `i` of the streaming path."""
-        return self.released.streaming_frame(i)[1]
-
-    def encoder(self, audio_s: float) -> float:
-        """Seconds to hear a clip at once."""
-        pcm = torch.from_numpy(speech(audio_s)).cuda()
-        with self.released.noise.device:
-            return timed(lambda: self.model.offline_features(pcm))[1]
+        return self._released.streaming_frame(i)[1]
 
 
 def folder_of(preset: str, variant: str, options: Sequence[str], models: Path | None) -> Path | None:
@@ -132,12 +124,10 @@ def folder_of(preset: str, variant: str, options: Sequence[str], models: Path | 
     return folder if (folder / "manifest.json").exists() else None
 
 
-def loaded(
-    folder: Path, wanted: Sequence[str], label: str, result: Result
-) -> Iterator[tuple[Talker, CudaBackend]]:
+def loaded(folder: Path, wanted: Sequence[str], label: str, result: Result) -> Iterator[Talker]:
     """The export on every GPU backend that works; reasons of the others go to `result`.
 
-    Whoever asks lets go of one before it asks for the next, which takes as much memory again.
+    Callers let go of one before they ask for the next, which takes as much memory again.
     """
     for name in wanted:
         talker: Talker | None = None
@@ -148,217 +138,143 @@ def loaded(
         if talker is None:
             gc.collect()  # what failed may hold much of the GPU's memory, until its error is gone
             continue
-        for form, reason in talker.choice.passed_over.items():  # graphs that it would rather have run
-            result.skipped[f"{form}, {label}"] = reason.replace(str(folder), "this export")
-        backend = talker.choice.backend
-        assert isinstance(backend, CudaBackend)
+        for candidate, reason in talker.choice.passed_over.items():  # preferred to the one taken
+            result.skipped[f"{candidate}, {label}"] = reason.replace(str(folder), "this export")
         result.settings.setdefault(label.partition(",")[0], settings_of(talker.manifest))
-        result.parity.append(
-            {
-                "model": label,
-                "backend": name,
-                "precision": backend.precision,
-                **errors(folder, talker, backend),
-                "first_frame_s": round(talker.choice.first_frame_s, 3),
-                "encoder_batch": talker.manifest.encoder_batch,
-            }
-        )
-        print(f"{label}, {backend.description}: {result.parity[-1]}", file=sys.stderr, flush=True)
-        yield talker, backend
-        del talker, backend
+        print(f"{label}, {talker.choice.backend.description}", file=sys.stderr, flush=True)
+        yield talker
+        del talker
         gc.collect()
 
 
 @contextmanager
 def noted(what: str, result: Result) -> Iterator[None]:
-    """Go on after what does not work, such as a batch that does not fit into memory; its words go to `result`."""
+    """Go on after an error, such as rows that do not fit into memory; its message goes to `result`."""
     try:
         yield
     except (StreamTalkError, torch.OutOfMemoryError) as error:
         result.skipped[what] = str(error)
 
 
-def errors(folder: Path, talker: Talker, backend: CudaBackend) -> dict[str, float]:
-    """Vertex errors of the probe, which loading made sure of already; of large batches what is allowed alone."""
+def parity(preset: str, folder: Path, talker: Talker, rows: int) -> dict[str, Any]:
+    """Vertex errors of the probe, which loading made sure of already; of many rows the allowed ones alone."""
+    backend: Backend = talker.choice.backend
     probe = read_probe(folder, talker.manifest)
     assert probe is not None
     allowed = probe.limits[backend.precision]
-    found = {"allowed_p99": allowed.p99, "allowed_max": allowed.max}
-    if talker.manifest.batch > MOST_PROBED:
+    found = {
+        "model": f"{preset}, batch {rows}",
+        "backend": backend.name,
+        "precision": backend.precision,
+        "first_hop_s": round(talker.choice.first_hop_s, 3),
+        "allowed_p99": allowed.p99,
+        "allowed_max": allowed.max,
+    }
+    if rows > MOST_PROBED:
         return found
-    p99, worst = measure(backend, talker.manifest, probe)
-    return {"p99": p99, "max": worst, **found}
+    p99, worst = measure(backend, talker.manifest, probe, rows)
+    return {**found, "p99": p99, "max": worst}
 
 
-def one_voice(
-    preset: str,
-    folder: Path,
-    talker: Talker,
-    backend: CudaBackend,
-    eager: Eager | None,
-    frames: int,
-    result: Result,
-) -> None:
-    """Frames in turns with the released algorithm, a hop's start, vertices that stay, stages."""
-    m, name = talker.manifest, backend.name
+def one_stream(preset: str, talker: Talker, eager: Eager | None, frames: int, result: Result) -> None:
+    """Hops in turns with the released algorithm's frames, hops whose vertices stay, hops that are queued."""
+    m, backend = talker.manifest, talker.choice.backend
+    count, warm_up = frames // m.hop, 2 + m.history // m.hop
 
-    def add(stage: str, variant: str, seconds: Any, **more: Any) -> None:
-        result.rows.append(summary(preset, name, variant, 0.0, stage, seconds, **more))
+    def add(variant: str, seconds: Any) -> None:
+        result.rows += hop_rows(preset, backend.name, variant, 0.0, np.array(list(seconds)), m)
 
-    theirs: dict[int, list[Seconds]] = {i: [] for i in SAMPLED}
-    encoder_s: list[float] = []
-    with opened(talker) as slots:
-        list(turns(slots, m, m.history))
-        if eager:
-            for i in SAMPLED:
-                eager.frame(i)
-            eager.encoder(m.window_samples / m.sample_rate)
+    theirs: dict[int, list[Seconds]] = {i: [] for i in SAMPLED if eager}
+    with opened(talker, 1) as (rows, every):
+        list(hops(rows, every, warm_up))
+        for i in theirs:
+            assert eager
+            eager.frame(i)
         ours: list[float] = []
         for _ in range(ROUNDS):
-            ours += turns(slots, m, frames // ROUNDS)
-            for i in SAMPLED if eager else ():
+            ours += hops(rows, every, max(count // ROUNDS, 1))
+            for i, found in theirs.items():
                 assert eager
-                theirs[i].append(eager.frame(i))
-            if eager:
-                encoder_s.append(eager.encoder(m.window_samples / m.sample_rate))
-        add("frame", "", ours, fps=m.fps)
-        add("frame", "hop-start", list(hops(slots, m, frames // m.hop)), fps=m.fps)
-    for i, rows in theirs.items():
-        if rows:
-            whole = [sum(row.values()) for row in rows]
-            for stage in rows[0]:
-                each = [row[stage] for row in rows]
-                result.rows.append(summary(preset, RELEASED, f"frame-{i}", 0.0, stage, each))
-            result.rows.append(summary(preset, RELEASED, f"frame-{i}", 0.0, "frame", whole, fps=m.fps))
-    if encoder_s:
-        result.rows.append(summary(preset, RELEASED, "one-window", 0.0, "audio_encoder", encoder_s))
-    resident = replace(talker, choice=replace(talker.choice, backend=replace(backend, download=False)))
-    with opened(resident) as slots:
-        waiting: Any = slots
-        list(turns(slots, m, m.history, waiting.device_vertices.wait))
-        add("frame", "resident", list(turns(slots, m, frames, waiting.device_vertices.wait)), fps=m.fps)
-    stages(preset, "", folder, backend, PARTS, frames, result)
+                found.append(eager.frame(i))
+        add("", ours)
+        add("back-to-back", queued(rows, every, max(count // IN_FLIGHT, 5)))
+    for i, found in theirs.items():
+        for stage in found[0]:
+            each = [row[stage] for row in found]
+            result.rows.append(summary(preset, RELEASED, f"frame-{i}", 0.0, stage, each))
+        whole = [sum(row.values()) for row in found]
+        result.rows.append(summary(preset, RELEASED, f"frame-{i}", 0.0, "frame", whole, fps=m.fps))
+    resident = replace(talker, choice=replace(talker.choice, backend=backend.on_device()))
+    with opened(resident, 1) as (rows, every):
+        on_device: Any = rows
+        list(hops(rows, every, warm_up, on_device.device_vertices.wait))
+        add("resident", hops(rows, every, count, on_device.device_vertices.wait))
 
 
 def launches(preset: str, talker: Talker, result: Result) -> None:
-    """What a hop and a frame launch; after all timing, for a profiler stays attached and may slow what comes later."""
-    every, index = np.ones(1, np.bool_), np.zeros(1, np.int64)
-    with opened(talker) as slots:
+    """Count the launches of a hop; after all timing, for a profiler stays attached and may slow what comes later."""
+    with opened(talker, 1) as (rows, every):
 
         def hop() -> None:
-            slots.encode(every)
-            frame()
-
-        def frame() -> None:
-            slots.frame(0, index, every)
-            slots.vertices()
+            rows.launch(every)
+            rows.vertices()
 
         hop()
-        for said, run in (("a hop's first frame", hop), ("a frame", frame)):
-            calls = profiled(run)
-            result.launches.append({"model": preset, "backend": talker.backend, "of": said, "calls": calls})
+        calls = profiled(hop)
+    result.launches.append({"model": preset, "backend": talker.backend, "of": "a hop", "calls": calls})
 
 
 def long_stream(preset: str, talker: Talker, minutes: float, result: Result) -> None:
-    """Whole frames of a stream of so many minutes, as fast as they come. The encoder's run is spread over its hop, but
-    for what is late and what took longest: there it counts where it falls.
-    """
+    """Hops of a stream of so many minutes, as fast as they come."""
     if minutes:
-        took = frame_times(talker, round(60 * minutes * talker.fps))
-        own = preset, talker.backend, "", 60 * minutes, "total"
-        whole = summary(*own, took, fps=talker.fps)
-        row = summary(*own, amortised(took, talker.manifest.hop), fps=talker.fps)
-        result.rows.append(replace(row, late=whole.late, max_ms=whole.max_ms))
+        took = hop_times(talker, round(60 * minutes * talker.fps))
+        rows = hop_rows(preset, talker.backend, "", 60 * minutes, took, talker.manifest)
+        result.rows += [row.lasting(len(took) * talker.manifest.hop, None) for row in rows]
 
 
-def stages(
-    preset: str,
-    variant: str,
-    folder: Path,
-    backend: CudaBackend,
-    names: Sequence[str],
-    frames: int,
-    result: Result,
-) -> None:
-    """Single graphs; an encoder's row is a run, not its share of a frame."""
-    for stage in names:
-        what = f"{backend.name}, {preset} {variant} {stage}"
-        try:
-            engine = stage_engine(folder, backend, stage)
-        except (StreamTalkError, KeyError) as error:
-            result.skipped[what] = str(error)[:300]
-            continue
-        with noted(what, result), closing(StageRun(backend.driver, engine, backend.manifest)) as run:
-            for _ in range(20):
-                run()
-            alone = [run() for _ in range(frames)]
-            queued = [run(IN_FLIGHT) for _ in range(max(frames // IN_FLIGHT, 5))]
-            queued_name = "-".join(filter(None, (variant, "back-to-back")))
-            result.rows.append(summary(preset, backend.name, variant, 0.0, stage, alone))
-            result.rows.append(summary(preset, backend.name, queued_name, 0.0, stage, queued))
-
-
-def many_voices(
-    preset: str, talker: Talker, backend: CudaBackend, folder: Path, frames: int, result: Result
-) -> None:
-    """Turns of a full batch, its encoder, and steps with the host's work."""
-    m, variant = talker.manifest, f"batch-{talker.manifest.batch}"
-
-    def add(stage: str, of: str, seconds: Any) -> None:
-        result.rows.append(summary(preset, backend.name, of, 0.0, stage, seconds, fps=m.fps))
-
-    with opened(talker) as slots:
-        list(turns(slots, m, 2 * m.hop))
-        add("frame", variant, list(turns(slots, m, frames)))
-        add("frame", f"{variant}-hop-start", list(hops(slots, m, max(frames // m.hop, 3))))
-    for said, staggered in (("step", False), ("step-staggered", True)):
-        took = np.array(list(steps(talker, speech(STEP_S), staggered)))[2 * m.hop :]
-        add("total", f"{variant}-{said}", took)
-    windows = f"windows-{m.encoder_batch}"
-    stages(preset, windows, folder, backend, ("audio_encoder",), max(frames // 8, 5), result)
+def many_streams(preset: str, talker: Talker, rows: int, frames: int, result: Result) -> None:
+    """Launches of many rows, and steps of as many streams; of the most rows steps of `hop` groups as well."""
+    m, name = talker.manifest, talker.backend
+    with opened(talker, rows) as (group, every):
+        list(hops(group, every, 3))
+        took = np.array(list(hops(group, every, max(frames // m.hop, 5))))
+    result.rows += hop_rows(preset, name, f"batch-{rows}", 0.0, took, m)
+    for streams in (rows, rows * m.hop) if rows == m.row_counts[-1] and m.hop > 1 else (rows,):
+        step_times = list(steps(talker, streams, speech(STEP_S + talker.delay_s)))[2:]
+        row = summary(preset, name, f"batch-{streams}-step", 0.0, "total", step_times, fps=m.fps)
+        result.rows.append(row)
 
 
 def without_fold(preset: str, folder: Path, backends: Sequence[str], frames: int, result: Result) -> None:
-    """Frames and head of an export whose head takes its steps one by one."""
-    for talker, backend in loaded(folder, backends, f"{preset}, no fold", result):
-        with opened(talker) as slots:
-            list(turns(slots, talker.manifest, 2 * talker.manifest.hop))
-            took = list(turns(slots, talker.manifest, frames))
-        result.rows.append(summary(preset, backend.name, "no-fold", 0.0, "frame", took, fps=talker.fps))
-        stages(preset, "no-fold", folder, backend, ("diffusion_head",), frames, result)
-        del talker, backend
+    """Hops of an export whose head takes its steps one by one."""
+    for talker in loaded(folder, backends, f"{preset}, no fold", result):
+        m = talker.manifest
+        with opened(talker, 1) as (rows, every):
+            list(hops(rows, every, 3))
+            took = np.array(list(hops(rows, every, frames // m.hop)))
+        result.rows += hop_rows(preset, talker.backend, "no-fold", 0.0, took, m)
+        del talker
 
 
 def targets(rows: Sequence[Row]) -> Iterator[Target]:
-    """What issue and rows have in common, for every backend at VOCASET's size."""
+    """Targets whose rows are there, for every backend at VOCASET's size."""
 
-    def of(system: str, variant: str, stage: str) -> Row | None:
-        found = [
-            r for r in rows if (r.preset, r.system, r.variant, r.stage) == ("vocaset", system, variant, stage)
-        ]
-        return found[-1] if found else None
-
-    def beside(frame: Row) -> Row | None:
-        """The released first frame that took turns with `frame`: the next in the order of measuring."""
-        later = rows[rows.index(frame) :]
-        own = ("vocaset", RELEASED, "frame-0", "frame")
-        return next((r for r in later if (r.preset, r.system, r.variant, r.stage) == own), None)
+    def of(system: str, variant: str, stage: str, rows: Sequence[Row] = rows) -> list[Row]:
+        wanted = ("vocaset", system, variant, stage)
+        return [r for r in rows if (r.preset, r.system, r.variant, r.stage) == wanted and not r.audio_s]
 
     for system in dict.fromkeys(row.system for row in rows if row.system != RELEASED):
-        frame, encoder = of(system, "", "frame"), of(system, "", "audio_encoder")
         measured: dict[str, float] = {}
-        if frame:
-            measured |= {"frame p50": frame.p50_ms, "frame p99": frame.p99_ms}
-        if encoder:
-            measured["audio encoder p50"] = encoder.p50_ms
-        if frame and (released := beside(frame)):
-            measured["times faster than the released first frame"] = released.p50_ms / frame.p50_ms
-        steps_of = [
-            r for r in rows if (r.preset, r.system) == ("vocaset", system) and STEPS.fullmatch(r.variant)
-        ]
-        if steps_of:
-            kept = [int(r.variant.split("-")[1]) for r in steps_of if not r.late]
-            measured["voices at hop 4 without a late step"] = max(kept, default=0)
+        for hop in of(system, "", "hop")[-1:]:
+            measured |= {"hop p50": hop.p50_ms, "hop p99": hop.p99_ms}
+        for frame in of(system, "", "total")[-1:]:
+            # The released first frame that took turns with it: the next in the order of measuring.
+            for released in of(RELEASED, "frame-0", "frame", rows[rows.index(frame) :])[:1]:
+                measured["times faster than the released first frame"] = released.p50_ms / frame.p50_ms
+        own = [r for r in rows if (r.preset, r.system) == ("vocaset", system)]
+        found = [(int(step[1]), r.late) for r in own if (step := STEPS.fullmatch(r.variant))]
+        if found:
+            measured["streams without a late step"] = max((n for n, late in found if not late), default=0)
         for name, value in measured.items():
             times = TARGETS[name] >= 10
             yield Target(f"{system}: {name}", value, TARGETS[name], times, "" if times else "ms")
@@ -369,15 +285,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     add = parser.add_argument
     add("--presets", nargs="+", choices=("vocaset", "biwi"), default=["vocaset"])
-    add("--batches", type=int, nargs="+", default=[1, 8])
+    add("--batches", type=int, nargs="+", default=[8], help="numbers of rows beside one (%(default)s)")
     add("--backends", nargs="+", choices=GPU_SYSTEMS, default=list(GPU_SYSTEMS))
-    add("--frames", type=int, default=600, help="timed at batch 1; fewer at larger ones")
+    add("--frames", type=int, default=600, help="timed of one stream; fewer of many")
     add("--minutes", type=float, default=10.0, help="of audio through one stream, 0 to leave it out")
     add(
         "--models",
         type=Path,
         metavar="DIR",
-        help="exports named PRESET-batch-N and PRESET-no-fold, else made here",
+        help="exports named PRESET-rows and PRESET-no-fold, else made here",
     )
     add("--no-eager", action="store_true", help="without the released algorithm")
     add("--json", type=Path, metavar="FILE", help="all figures, written as they come")
@@ -395,46 +311,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.json.write_text(json.dumps(result.document(), indent=1) + "\n", encoding="utf-8")
 
     built = [name for name in options.backends if name.startswith("tensorrt") and find_spec(name)]
-    targets_of = ["--precision", "fp16", "--targets", ",".join(["onnx", *built])]
-    singles: dict[str, Path] = {}
+    settings = ["--precision", "fp16", "--targets", ",".join(["onnx", *built])]
+    batches = ["--batch", *map(str, options.batches)]
     gc.disable()
     try:
         result.gpu = open_driver().description
+        folders: dict[str, Path] = {}
         for preset in options.presets:
             eager = None if options.no_eager else Eager(preset)
-            for batch in options.batches:
-                # As many windows as have a hop due when voices are spread over it evenly.
-                windows = -(-batch // HOP)
-                given = [*targets_of, "--batch", str(batch), "--encoder-batch", str(windows)]
-                folder = folder_of(preset, f"batch-{batch}", given, options.models)
-                if folder is None:
-                    result.skipped[f"{preset}, batch {batch}"] = "there is no such export"
-                    continue
-                if batch == 1:
-                    singles[preset] = folder
-                for talker, backend in loaded(folder, options.backends, f"{preset}, batch {batch}", result):
-                    with noted(f"{backend.name}, {preset}, batch {batch}, midway", result):
-                        if batch == 1:
-                            one_voice(preset, folder, talker, backend, eager, options.frames, result)
-                            save()
-                            long_stream(preset, talker, options.minutes, result)
-                        else:
-                            many_voices(
-                                preset, talker, backend, folder, max(options.frames // batch, 24), result
-                            )
+            folder = folder_of(preset, "rows", [*settings, *batches], options.models)
+            if folder is None:
+                result.skipped[preset] = "there is no such export"
+                continue
+            folders[preset] = folder
+            for talker in loaded(folder, options.backends, preset, result):
+                label = f"{talker.backend}, {preset}"
+                with noted(label, result):
+                    result.parity.append(parity(preset, folder, talker, 1))
+                    one_stream(preset, talker, eager, options.frames, result)
                     save()
-                    del talker, backend
-            unfolded = folder_of(preset, "no-fold", [*targets_of, "--no-fold"], options.models)
+                    long_stream(preset, talker, options.minutes, result)
+                for rows in talker.manifest.row_counts[1:]:
+                    with noted(f"{label}, {rows} rows", result):
+                        result.parity.append(parity(preset, folder, talker, rows))
+                        many_streams(preset, talker, rows, max(options.frames // rows, LEAST_FRAMES), result)
+                    save()
+                del talker
+            unfolded = folder_of(preset, "no-fold", [*settings, "--no-fold"], options.models)
             if unfolded:
                 with noted(f"{preset}, no fold", result):
                     without_fold(preset, unfolded, options.backends, options.frames // 2, result)
             else:
                 result.skipped[f"{preset}, no fold"] = "there is no such export"
             save()
-        for preset, folder in singles.items():
-            for name in dict.fromkeys(
-                r.system for r in result.rows if r.preset == preset and r.system != RELEASED
-            ):
+        for preset, folder in folders.items():
+            own = (row.system for row in result.rows if row.preset == preset and row.system != RELEASED)
+            for name in dict.fromkeys(own):
                 with noted(f"{name}, {preset}, launches", result):
                     launches(preset, Talker.load(folder, name), result)
                 gc.collect()  # before the next takes as much memory

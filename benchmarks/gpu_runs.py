@@ -60,8 +60,8 @@ def queued(rows: Rows, every: Mask, count: int) -> Iterator[float]:
 
 
 def steps(talker: Talker, streams: int, pcm: npt.NDArray[np.float32]) -> Iterator[float]:
-    """Seconds of every tick of a full batch that launches a group: audio pushed to each stream, and its step. All streams
-    have the audio `pcm` and begin on one tick; groups take turns where there are several.
+    """Seconds of every tick of a full batch that launches a group: audio pushed to each stream, and its steps. All
+    streams have the audio `pcm` and begin on one tick; groups take turns where there are several.
     """
     chunk = talker.sample_rate // talker.fps
     with talker.batch(streams) as batch:
@@ -70,9 +70,9 @@ def steps(talker: Talker, streams: int, pcm: npt.NDArray[np.float32]) -> Iterato
             began = perf_counter()
             for stream in opened:
                 stream.push(pcm[start : start + chunk])
-            made = batch.step(tick)
-            while made and (more := batch.step(tick)):
-                made += more
+            made = False
+            while batch.step(tick):
+                made = True
             took = perf_counter() - began
             if made:
                 yield took

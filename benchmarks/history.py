@@ -1,7 +1,4 @@
-"""The guard's ratios over time: `python -m benchmarks.history PICTURE.png`.
-
-Until the hop was one graph, `speedup` left the audio encoders out on both sides.
-"""
+"""The guard's ratios over time: `python -m benchmarks.history PICTURE.png`."""
 
 from __future__ import annotations
 

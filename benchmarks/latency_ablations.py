@@ -126,5 +126,7 @@ def variant_rows(given: Subject, frames: int, rounds: int, cache: Path) -> list[
     for name, talker in talkers.items():
         if name:
             m, seconds = talker.manifest, np.concatenate(took[name])
-            rows += hop_rows(given.preset, CPU, name, len(seconds) * m.hop / m.fps, seconds, m)
+            count = len(seconds) * m.hop
+            own = hop_rows(given.preset, CPU, name, count / m.fps, seconds, m)
+            rows += [row.lasting(count, None) for row in own]
     return rows

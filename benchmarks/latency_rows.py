@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtalk.backends import available
-from streamtalk.backends.onnxruntime import NAME as CPU
+from streamtalk.backends import onnxruntime as cpu
 from streamtalk.model import Manifest
 
 SCHEMA = 1
@@ -25,8 +25,8 @@ PARTS = ("audio_encoder", "condition_predictor", "diffusion_head", "vq_decoder")
 STAGES = (*PARTS, "hop", "total")
 """Parts of a frame; `hop` is one launch, from its audio to its vertices; `total` is the cost of a frame, a hop's share.
 """
-RELEASED, OFFLINE = "released-streaming", "released-offline"
-"""Systems besides our backends."""
+CPU, RELEASED, OFFLINE = cpu.NAME, "released-streaming", "released-offline"
+"""Systems; our other backends have their own names as well."""
 GPU_SYSTEMS = tuple(name for name in available() if name != CPU)
 ONE_THREAD, NO_CACHE, WHOLE_WINDOW = "threads-1", "no-cache", "whole-window"
 """Variants that other modules look for. A released decoder's `WHOLE_WINDOW` is one decode window of ours, not the clip.

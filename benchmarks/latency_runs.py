@@ -51,7 +51,8 @@ def overhead(talker: Talker, frames: int) -> Seconds:
     observed = replace(talker, choice=replace(talker.choice, backend=backend))
     whole = hop_times(observed, frames)
     (rows,) = backend.opened
-    return whole - np.array(rows.hops)
+    beside: Seconds = whole - np.array(rows.hops)
+    return beside
 
 
 class _TimedRows:

@@ -138,7 +138,9 @@ def check_parity(given: Subject, base: Released) -> float:
     stages = Stages(given.folder, m, identity["start_latent"])
     wrong = missed(certify_hop(stages, m, Talker.load(given.folder, CPU), excerpt, PARITY_FRAMES))
     if wrong:
-        raise ParityError(f"{given.preset}: the hop graph differs from its stages ({wrong}): nothing was timed.")
+        raise ParityError(
+            f"{given.preset}: the hop graph differs from its stages ({wrong}): nothing was timed."
+        )
     stages.begin()
     still = replace(excerpt, noise=base.noise.numpy(), template=np.zeros((m.n_vertices, 3), np.float32))
     features = base.features[:PARITY_FRAMES]

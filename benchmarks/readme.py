@@ -86,7 +86,11 @@ def _hops(rows: list[dict[str, Any]]) -> str:
     hops = [row for row in rows if row["stage"] == "hop" and row["audio_s"] and row["system"] == CPU]
     own = [row for row in hops if not row["variant"] and not row["extrapolated"]][-1:]
     others = [row for row in hops if str(row["variant"]).startswith("hop-")]
-    frames = {(row["variant"], row["audio_s"]): row for row in rows if row["stage"] == "total" and row["system"] == CPU}
+    frames = {
+        (row["variant"], row["audio_s"]): row
+        for row in rows
+        if row["stage"] == "total" and row["system"] == CPU
+    }
     return "".join(
         f" {row['variant'] or 'A hop'}: p50 {row['p50_ms']:.3g} ms, p99 {row['p99_ms']:.3g} ms, real-time factor "
         f"{frames[row['variant'], row['audio_s']]['rtf']:.2g}, delay {row['delay_s']:.3g} s."

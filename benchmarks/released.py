@@ -49,9 +49,9 @@ class Released:
         """Vertex offsets [3V] of frame `i` after the first `i` frames of `latents`, and what each stage took."""
         network = self.model.diff_ar_network
         style = network.obj_vector.weight[self.speaker][None]
-        past, heard = self.latents[None, : i + 1], self.features[None, : i + 1]
+        past, features = self.latents[None, : i + 1], self.features[None, : i + 1]
         with self.noise.device:  # its masks too are made there
-            conditions, predictor_s = timed(lambda: network.conditions(past, heard, style))
+            conditions, predictor_s = timed(lambda: network.conditions(past, features, style))
         made, head_s = timed(lambda: network.sample(self.noise[: i + 1], conditions[0], self.table))
         sequence = torch.cat([self.latents[: i + 1], made[-1:]])[None]
         decoded, decoder_s = timed(lambda: self.model.autoencoder.decoder(sequence))
@@ -63,9 +63,9 @@ class Released:
         network = self.model.diff_ar_network
         style = network.obj_vector.weight[self.speaker][None]
         first = max(i + 1 - window, 0)
-        past, heard = self.latents[None, first : i + 1], self.features[None, first : i + 1]
+        past, features = self.latents[None, first : i + 1], self.features[None, first : i + 1]
         with self.noise.device:
-            conditions, predictor_s = timed(lambda: network.conditions(past, heard, style))
+            conditions, predictor_s = timed(lambda: network.conditions(past, features, style))
         _, head_s = timed(lambda: network.sample(self.noise[first : i + 1], conditions[0], self.table))
         return _stages(predictor_s, head_s, 0.0)
 

@@ -1,9 +1,9 @@
 """A long run: `python -m benchmarks.soak` streams an hour of varied speech and checks that nothing grows.
 
 It runs as fast as it can, or with `--real-time` at a microphone's pace. Bounds: median latency of a hop in the last
-minute at most 5 % above the first's, resident memory below 1 MB of growth an hour of audio, the same output for the same
-audio, late frames at most 1 in 10,000. Every minute has other audio, but the last has the first's again. Exits with 1
-when a bound breaks, with 2 for bad arguments.
+minute at most 5 % above the first's, resident memory below 1 MB of growth an hour of audio, the same output for the
+same audio, late frames at most 1 in 10,000. Every minute has other audio, but the last has the first's again. Exits
+with 1 when a bound breaks, with 2 for bad arguments.
 
 A frame is due `delay_s` after its own time, and late when it is there more than a frame's time after that. In an
 accelerated run nobody waits: the frame's computing time then counts in a queue with the arrivals of a microphone.
@@ -53,8 +53,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Machine:
-    """Clock and memory that a soak reads; a test brings its own. `now` is in seconds, `resident_bytes` None if unknown.
-    """
+    """Clock (s) and memory that a soak reads; tests have their own. `resident_bytes` is None where it is not known."""
 
     now: Callable[[], float] = time.perf_counter
     sleep: Callable[[float], None] = time.sleep

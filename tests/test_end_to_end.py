@@ -116,9 +116,9 @@ def test_arkit_weights_rebuild_the_bundled_talker(bundled: Path, tmp_path: Path)
     assert weights[:, ARKIT_NAMES.index("jawOpen")].max() > 0.1
     distance_mm = 1000 * np.linalg.norm(np.tensordot(weights, shapes, 1) - offsets, axis=-1)
     stated = {
-        line.quantity: line.measured
+        line.measure: line.value
         for line in Talker.load(bundled).manifest.parity
-        if line.subject == "blendshapes"
+        if line.graph == "blendshapes"
     }
     assert distance_mm.max() < OTHER_AUDIO * stated["rebuilt_vertices_max_mm"]
     assert np.sqrt(np.square(distance_mm).mean()) < OTHER_AUDIO * stated["rebuilt_vertices_rms_mm"]

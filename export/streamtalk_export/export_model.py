@@ -31,12 +31,13 @@ from streamtalk_export.blendshapes import WeightMatrix, weight_matrix
 from streamtalk_export.config import SAMPLE_RATE, Sampler
 from streamtalk_export.directory import new_directory
 from streamtalk_export.errors import ExportError
+from streamtalk_export.fused import for_onnxruntime
 from streamtalk_export.graph_files import GraphFiles, trace
 from streamtalk_export.graphs import ConditionPredictor, DecoderStage, Hop, NewestFrameDecoder, diffusion_head
 from streamtalk_export.half import to_half
 from streamtalk_export.hubert import HubertEncoder
 from streamtalk_export.model import TalkerModel
-from streamtalk_export.parity import CPU, certify, half_graphs, missed
+from streamtalk_export.parity import CPU, certify, coarse_part, half_graphs, missed
 from streamtalk_export.probe import make_probe
 from streamtalk_export.sampler import SamplerTable, sampler_table
 from streamtalk_export.templates import Mesh
@@ -205,7 +206,7 @@ def write(decided: Plan, directory: Path, say: Say) -> Manifest:
 def certified(decided: Plan, directory: Path, manifest: Manifest, say: Say) -> Manifest:
     """The manifest with its certificate and its probe. Raises ExportError where a bound is missed."""
     parity = certify(directory, manifest, decided.model, decided.table, decided.weights, say)
-    require_parity(parity)
+    require_parity(parity, lambda: coarse_part(directory, manifest))
     half = half_graphs(manifest.graphs)
     motion_mm = next(
         (line.value for line in parity if line.graph in half and line.measure == "rms_motion_mm"), None
@@ -216,11 +217,13 @@ def certified(decided: Plan, directory: Path, manifest: Manifest, say: Say) -> M
     return msgspec.structs.replace(manifest, parity=tuple(parity), probe=probe)
 
 
-def require_parity(parity: list[Parity]) -> None:
-    """Raise ExportError where a bound is missed."""
+def require_parity(parity: list[Parity], part: Callable[[], str]) -> None:
+    """Raise ExportError where a bound is missed; `part` finds the part of the model that float16 is too coarse for."""
     wrong = missed(parity)
-    if wrong and all(line.graph.partition(".")[2] for line in parity if line.missed):
-        raise ExportError(f"float16 is too coarse for this model: {wrong}. Export with --precision fp32.")
+    if wrong and all(line.graph.startswith("hop.fp16") for line in parity if line.missed):
+        raise ExportError(
+            f"float16 is too coarse for this model's {part()}: {wrong}. Export with --precision fp32."
+        )
     if wrong:
         raise ExportError(f"The exported graphs do not reproduce the model: {wrong}. Nothing was written.")
 
@@ -233,8 +236,6 @@ def _write_graphs(decided: Plan, directory: Path, say: Say) -> dict[str, Any]:
         model = trace(module, inputs, outputs, name, dynamic)
         if decided.settings.precision == "fp16" and isinstance(module, Hop):
             half.save(graph_key(name, "fp16"), to_half(model))
-            from streamtalk_export.fused import for_onnxruntime
-
             half.save(graph_key(name, "fp16", "onnxruntime"), for_onnxruntime(model))
         exact.save(name, model)
         say(f"{name:24} {time.perf_counter() - began:5.1f} s")

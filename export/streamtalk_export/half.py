@@ -66,20 +66,26 @@ def coarsest_part(model: onnx.ModelProto, error: Callable[[onnx.ModelProto], flo
 
 
 def parts(graph: Any) -> dict[str, set[str]]:
-    """Tensors of a hop graph by the one of `PARTS` that computes them.
-
-    The audio encoder is everything that reads `pcm` alone. That includes the cross-attention's product, which is the
-    predictor's.
-    """
-    made = {name for node in graph.node for name in node.output}
+    """Tensors of a hop graph by the one of `PARTS` that computes them."""
+    makers = {name: node for node in graph.node for name in node.output}
     later = {value.name for value in graph.input if value.name != "pcm"}
+    bridge: list[str] = []
     for node in graph.node:
         if later.intersection(node.input):
             later.update(node.output)
+            bridge += [name for name in node.input if name in makers and name not in later]
+    # Cross-attention reads the audio alone, too: one product of the features, the last before the other inputs.
+    while bridge:
+        node = makers[bridge.pop()]
+        if node.op_type in MOVES | PRODUCTS:
+            later.update(node.output)
+        if node.op_type in MOVES:
+            bridge.append(node.input[0])
     needed = set(STATE)
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             needed.update(node.input)
+    made = set(makers)
     return {ENCODER: made - later, PREDICTOR: made & later & needed, DECODER: made & later - needed}
 
 

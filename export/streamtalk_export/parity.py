@@ -27,7 +27,7 @@ from streamtalk_export.blendshapes import WeightMatrix
 from streamtalk_export.config import SAMPLE_RATE
 from streamtalk_export.excerpt import Excerpt
 from streamtalk_export.graph_files import GraphFiles
-from streamtalk_export.half import hold_roundings
+from streamtalk_export.half import coarsest_part, hold_roundings
 from streamtalk_export.hubert import HubertEncoder
 from streamtalk_export.model import TalkerModel, stream_frames
 from streamtalk_export.sampler import SamplerTable
@@ -48,6 +48,8 @@ EXCERPT_S = 4
 REBUILT_S = 20
 """Length over which blendshapes are judged: a face that draws its blinks may have none in a few seconds."""
 HALF_S = 30
+PART_S = 3
+"""Length over which the parts of a float16 graph that missed its bound are compared."""
 QUANTILE = 0.99
 MOMENTS = 3
 """Hops of a stream that rows start from: its first, one as the windows fill, one when they are full."""
@@ -355,30 +357,53 @@ def certify_half(
     directory: Path, manifest: Manifest, talker: Talker, key: str, seconds: float
 ) -> list[Parity]:
     """Compare a float16 hop graph with the float32 one over speech, audio encoder included."""
+    with tempfile.TemporaryDirectory() as folder:
+        half = rounded_talker(
+            directory, manifest, onnx.load(directory / manifest.graphs[key].file), Path(folder)
+        )
+        errors, closed, rms_mm = compare_speech(directory, manifest, talker, half, seconds)
+    limits = BOUNDS[manifest.graphs[key].operators].limits_mm(rms_mm)
+    return _half_lines(key, errors, closed, limits, rms_mm)
+
+
+def compare_speech(
+    directory: Path, manifest: Manifest, talker: Talker, half: Talker, seconds: float
+) -> tuple[Array, Array, float]:
+    """Vertex errors of a float16 graph over speech, in mm: [hops, hop, V]; of its closed loop where the head is not
+    folded; and the RMS motion.
+    """
     identity = read_identity(directory, manifest)
     excerpt = Excerpt.make(manifest, round(seconds * manifest.fps), identity, speech=True)
     errors: list[Array] = []
     closed: list[Array] = []
     motion = Motion()
-    with tempfile.TemporaryDirectory() as folder:
-        half = rounded_talker(directory, manifest, key, Path(folder))
-        with (
-            open_excerpt(talker, excerpt) as exact,
-            open_excerpt(half, excerpt) as following,
-            open_excerpt(half, excerpt) as free,
-        ):
-            for _ in range(0, len(excerpt.noise), manifest.hop):
-                row = exact.state().row
-                want = next_hop(exact, manifest.hop)
-                motion.add(want)
-                if not manifest.folded:
-                    follow(following, row.kv_cache, row.latents)
-                    closed.append(vertex_distance(next_hop(free, manifest.hop), want))
-                errors.append(vertex_distance(next_hop(following, manifest.hop), want))
+    with (
+        open_excerpt(talker, excerpt) as exact,
+        open_excerpt(half, excerpt) as following,
+        open_excerpt(half, excerpt) as free,
+    ):
+        for _ in range(0, len(excerpt.noise), manifest.hop):
+            row = exact.state().row
+            want = next_hop(exact, manifest.hop)
+            motion.add(want)
+            if not manifest.folded:
+                follow(following, row.kv_cache, row.latents)
+                closed.append(vertex_distance(next_hop(free, manifest.hop), want))
+            errors.append(vertex_distance(next_hop(following, manifest.hop), want))
     unit_mm = 1000 * manifest.metres_per_unit
-    rms_mm = motion.rms() * unit_mm
-    limits = BOUNDS[manifest.graphs[key].operators].limits_mm(rms_mm)
-    return _half_lines(key, np.stack(errors) * unit_mm, np.array(closed) * unit_mm, limits, rms_mm)
+    return np.stack(errors) * unit_mm, np.array(closed) * unit_mm, motion.rms() * unit_mm
+
+
+def coarse_part(directory: Path, manifest: Manifest) -> str:
+    """The part of the model that float16 costs most."""
+    talker = Talker.load(directory, CPU)
+
+    def error(model: onnx.ModelProto) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            half = rounded_talker(directory, manifest, model, Path(folder))
+            return float(np.quantile(compare_speech(directory, manifest, talker, half, PART_S)[0], QUANTILE))
+
+    return coarsest_part(onnx.load(directory / manifest.graphs[hop_name(1)].file), error)
 
 
 def _half_lines(key: str, error: Array, closed: Array, limits: Limits, rms_mm: float) -> list[Parity]:
@@ -401,10 +426,10 @@ def _half_lines(key: str, error: Array, closed: Array, limits: Limits, rms_mm: f
     return lines
 
 
-def rounded_talker(directory: Path, manifest: Manifest, key: str, folder: Path) -> Talker:
+def rounded_talker(directory: Path, manifest: Manifest, half: onnx.ModelProto, folder: Path) -> Talker:
     """A float16 hop graph on the CPU, with its roundings held, as a model of its own in an empty folder."""
     files = GraphFiles(folder, "fp32")
-    files.save(hop_name(1), hold_roundings(onnx.load(directory / manifest.graphs[key].file)))
+    files.save(hop_name(1), hold_roundings(half))
     (folder / manifest.identity).write_bytes((directory / manifest.identity).read_bytes())
     plain = {
         name: msgspec.structs.replace(graph, operators="onnx") for name, graph in files.finished().items()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from streamtalk import Talker
 from streamtalk.model import Manifest
@@ -57,7 +58,8 @@ def make_probe(
         halves = []
         for key in half_keys:
             (place := Path(folder) / key).mkdir()
-            halves.append(rounded_talker(directory, manifest, key, place))
+            model = onnx.load(directory / manifest.graphs[key].file)
+            halves.append(rounded_talker(directory, manifest, model, place))
         for seed in range(DRAWS):
             excerpt, probe = _draw(manifest, talker, identity, rms_motion_mm, seed)
             share = max((_share(manifest, half, excerpt, probe) for half in halves), default=0.0)

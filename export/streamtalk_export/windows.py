@@ -69,7 +69,7 @@ class StreamingEncoder(nn.Module):
         self.register_buffer("fraction", (position - lower).float()[:, None])
         read = torch.cat([lower, upper]).long()
         if isinstance(encoder, HubertEncoder):  # which computes in its last layer what is read alone
-            unique = read.unique()
+            unique = torch.unique(read)
             self.register_buffer("read", unique)
             read = torch.searchsorted(unique, read)
         self.register_buffer("lower", read[: clock.hop])

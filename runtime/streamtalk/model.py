@@ -163,7 +163,9 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
         """The relation between audio samples and frames."""
         return Clock(self.sample_rate, self.fps, self.hop, self.context_samples, self.lookahead_samples)
 
-    def write_counters(self, frames: Counts, position: Counts, valid_frames: Counts, valid_latents: Counts) -> None:
+    def write_counters(
+        self, frames: Counts, position: Counts, valid_frames: Counts, valid_latents: Counts
+    ) -> None:
         """Write the hop graph's counters [B] for hops that begin with `frames` [B]: positions, and how much of the
         cache and of the latents is filled. The start latent counts as a latent.
         """

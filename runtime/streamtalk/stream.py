@@ -365,8 +365,9 @@ def device_vertices(rows: Rows) -> DeviceArray:
 
 
 def _timeline(clock: Clock, start: int) -> Timeline:
-    # Twice the window: the rest is moved at most once per window of audio.
-    return Timeline(2 * clock.window_samples + clock.context_samples, start=start)
+    # Twice what it holds: a window, a hop that comes in, as long a wait for a batch's group, and pushes of 100 ms.
+    held = clock.window_samples + 2 * clock.hop * clock.rate // clock.fps + clock.rate // 10
+    return Timeline(2 * held, start=start)
 
 
 def _raising(error: StreamError) -> Iterator[Frame]:

@@ -25,7 +25,7 @@ from tests.small_model import TINY
 FLOAT = 4
 """Bytes."""
 SCALARS = 64
-"""Bytes of constants such as slot numbers, which are no weights of the model."""
+"""Bytes of constants such as row numbers, which are no weights of the model."""
 
 
 def model(
@@ -273,8 +273,13 @@ def test_a_frame_costs_its_share_of_a_hop() -> None:
     device = catalogue().devices[0]
     kernels = Kernel("MatMul", macs=10**9, half=True), Kernel("MatMul", weight_bytes=10**7)
     p = predict(device, Setup(4, 60, 60, 1), Count("hop", kernels, 2, 0))
-    products_ms, traffic_ms = 2 / (COMPUTE_SHARE * device.fp16_tflops), 10 / (MEMORY_SHARE * device.memory_gb_s)
-    assert p.hop_ms == pytest.approx(products_ms + traffic_ms + 2 * device.launch_us / 1e3 + device.host_us / 1e3)
+    products_ms, traffic_ms = (
+        2 / (COMPUTE_SHARE * device.fp16_tflops),
+        10 / (MEMORY_SHARE * device.memory_gb_s),
+    )
+    assert p.hop_ms == pytest.approx(
+        products_ms + traffic_ms + 2 * device.launch_us / 1e3 + device.host_us / 1e3
+    )
     assert p.frame_ms == p.hop_ms / 4
     assert p.headroom(30) == pytest.approx(4 * 1000 / 30 / p.hop_ms)
 
@@ -294,9 +299,9 @@ def test_the_command_on_an_exported_model(tmp_path: Path, capsys: pytest.Capture
     page = capsys.readouterr().out
     assert (tmp_path / "a.md").read_text() == page.removesuffix("\n")
     assert "predictions, not measurements" in page
-    told = json.loads((tmp_path / "a.json").read_text())
-    assert told["prediction"] is True
-    (toy,) = told["models"]
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert written["prediction"] is True
+    (toy,) = written["models"]
     assert {graph["graph"] for graph in toy["graphs"]["fp32"]} == {"hop", "hop_b2"}
     devices = len(catalogue().devices)
     assert len(toy["predictions"]) == 4 * devices

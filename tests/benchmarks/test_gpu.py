@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import weakref
-from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import gpu, gpu_page
-from benchmarks.gpu_runs import StageRun, hops, opened, steps, turns
+from benchmarks.gpu_runs import IN_FLIGHT, hops, opened, queued, steps
 from benchmarks.latency_rows import summary
 
 from streamtalk import Talker
@@ -24,103 +23,76 @@ from streamtalk.backends.cuda.driver import open_driver
 from streamtalk.errors import BackendError, MissingDependencyError
 from streamtalk.identity import read_identity
 from streamtalk.model import read_manifest
-from streamtalk.backends.probe import Limits
-from tests.runtime.backends.cuda.fake import FakeEngine, fake_gpu
+from tests.runtime.backends.cuda.fake import FakeCuda
+from tests.runtime.backends.cuda.libraries import load_gpu
+from tests.runtime.backends.probes import add_probe
 from tests.runtime.toy import Toy
 
-FRAMES = 7
+HOPS = 7
+TOY = Toy(rows=(1, 3))
 
 
 @pytest.fixture
-def talker(tmp_path: Path) -> Any:
-    """Three voices on the fake device."""
-    directory = Toy(hop=2, batch=3, window_samples=2934).write(tmp_path / "engine")
+def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    monkeypatch.setenv("STREAMTALK_CACHE", str(tmp_path / "cache"))
+    return FakeCuda()
+
+
+def on_fake_gpu(directory: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Talker:
+    backend = load_gpu(cuda, directory, monkeypatch)
     manifest = read_manifest(directory)
-    identity = read_identity(directory, manifest)
-    return Talker(manifest, identity, Choice(fake_gpu(directory, manifest)))
+    return Talker(manifest, read_identity(directory, manifest), Choice(backend, first_hop_s=0.5))
 
 
-def test_turns_and_hops_are_timed_with_all_voices(talker: Any) -> None:
-    calls = talker.choice.backend.driver.calls
-    with opened(talker) as slots:
-        calls.clear()
-        assert len(list(turns(slots, talker.manifest, FRAMES))) == FRAMES
-        # A hop's first turn runs twice, and its encoder once.
-        hops_run = -(-FRAMES // talker.manifest.hop)
-        assert calls.count("launch") == FRAMES + 2 * hops_run
-        assert np.isfinite(slots.vertices()).all()
-        assert len(list(hops(slots, talker.manifest, 3))) == 3
+@pytest.fixture
+def talker(tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Talker:
+    directory = TOY.write(tmp_path / "engine")
+    add_probe(directory, TOY)
+    return on_fake_gpu(directory, cuda, monkeypatch)
 
 
-def test_a_stage_is_run_on_its_own_memory(talker: Any) -> None:
-    backend = talker.choice.backend
-    before = set(backend.driver.memory)
-    with closing(StageRun(backend.driver, backend.frame, talker.manifest)) as run:
-        backend.driver.calls.clear()
-        assert run(4) > 0
-        assert backend.driver.calls.count("launch") == 4
-    assert set(backend.driver.memory) == before
-    assert backend.frame.open_runs == 0
+@pytest.mark.parametrize("rows", [1, 3])
+def test_hops_are_timed_one_launch_each(rows: int, talker: Talker, cuda: FakeCuda) -> None:
+    with opened(talker, rows) as (group, every):
+        cuda.calls.clear()
+        assert len(list(hops(group, every, HOPS))) == HOPS
+        assert cuda.count_calls("cudaGraphLaunch") == {"cudaGraphLaunch": HOPS}
+        assert np.isfinite(group.vertices()).all()
+        assert group.frames.tolist() == [HOPS * TOY.hop] * rows
+        assert len(list(queued(group, every, 2))) == 2
+        assert group.frames.tolist() == [(HOPS + 2 * IN_FLIGHT) * TOY.hop] * rows
 
 
-def test_a_stage_that_cannot_be_bound_leaves_nothing(talker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = talker.choice.backend
-    before = set(backend.driver.memory), list(backend.driver.handles)
-
-    def fails(*_: Any) -> Any:
-        raise BackendError("out of memory")
-
-    monkeypatch.setattr(backend.frame, "bind", fails)
-    with pytest.raises(BackendError, match="out of memory"):
-        StageRun(backend.driver, backend.frame, talker.manifest)
-    assert (set(backend.driver.memory), list(backend.driver.handles)) == before
-
-
-def test_a_stage_that_cannot_be_captured_runs_launch_by_launch(
-    talker: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    driver = talker.choice.backend.driver
-
-    def fails(*_: Any) -> Any:
-        raise BackendError("not permitted when stream is capturing")
-
-    monkeypatch.setattr(type(driver), "capture", fails)
-    with closing(StageRun(driver, talker.choice.backend.frame, talker.manifest)) as run:
-        driver.calls.clear()
-        assert run(3) > 0
-    assert (driver.calls.count("enqueue"), driver.calls.count("launch")) == (3, 0)
-
-
-@pytest.mark.parametrize("staggered", [False, True])
-def test_steps_are_timed_where_every_voice_has_a_frame(talker: Any, staggered: bool) -> None:
-    pcm = np.zeros(16000, np.float32)
-    whole = (len(pcm) - talker.manifest.window_samples) * talker.fps // 16000
-    assert whole - 6 <= len(list(steps(talker, pcm, staggered))) <= len(pcm) * talker.fps // 16000
+@pytest.mark.parametrize(("streams", "ticks_each"), [(3, TOY.hop), (3 * TOY.hop, 1)])
+def test_steps_are_timed_where_a_group_is_launched(streams: int, ticks_each: int, talker: Talker) -> None:
+    """One group has its hop due on every tick of its phase; as many as a hop has frames take turns."""
+    seconds = 1
+    found = len(list(steps(talker, streams, np.zeros(16000 * seconds, np.float32))))
+    assert found == pytest.approx(talker.fps * (seconds - talker.delay_s) / ticks_each, abs=3)
 
 
 def test_targets_are_read_off_the_rows() -> None:
     rows = [
-        summary("vocaset", "tensorrt_rtx", "", 0.0, "frame", [0.25e-3, 0.25e-3, 0.25e-3], fps=30),
+        summary("vocaset", "tensorrt_rtx", "", 0.0, "hop", [1.6e-3] * 3),
+        summary("vocaset", "tensorrt_rtx", "", 0.0, "total", [0.4e-3] * 3, fps=30),
         summary("vocaset", "released-streaming", "frame-0", 0.0, "frame", [6e-3], fps=30),
-        summary("vocaset", "tensorrt_rtx", "", 0.0, "audio_encoder", [0.8e-3]),
-        summary("vocaset", "tensorrt_rtx", "batch-32-step-staggered", 0.0, "total", [1 / 31], fps=30),
-        summary("vocaset", "tensorrt_rtx", "batch-128-step-staggered", 0.0, "total", [1 / 29], fps=30),
-        summary("vocaset", "tensorrt_rtx", "batch-512-step", 0.0, "total", [1 / 31], fps=30),
-        summary("biwi", "tensorrt_rtx", "", 0.0, "frame", [9.0], fps=25),
+        summary("vocaset", "tensorrt_rtx", "", 600.0, "total", [9.0], fps=30),
+        summary("vocaset", "tensorrt_rtx", "batch-32-step", 0.0, "total", [1 / 31], fps=30),
+        summary("vocaset", "tensorrt_rtx", "batch-128-step", 0.0, "total", [1 / 29], fps=30),
+        summary("vocaset", "tensorrt_rtx", "batch-512", 0.0, "total", [1 / 31], fps=30),
+        summary("biwi", "tensorrt_rtx", "", 0.0, "hop", [9.0]),
     ]
-    # A faster host gave these to another backend: each is held against what took turns with it.
-    rows += [
-        summary("vocaset", "onnxruntime-cuda", "", 0.0, "frame", [0.25e-3], fps=30),
+    # A faster host gave these to another backend: each is held against the frames that took turns with it.
+    others = [
+        summary("vocaset", "onnxruntime-cuda", "", 0.0, "total", [0.4e-3], fps=30),
         summary("vocaset", "released-streaming", "frame-0", 0.0, "frame", [3e-3], fps=30),
     ]
-    times = [t.measured for t in gpu.targets(rows) if "times faster" in t.name]
-    assert times == pytest.approx([24, 12])
-    rows = rows[:-2]
+    times = [t.measured for t in gpu.targets([*rows, *others]) if "times faster" in t.name]
+    assert times == pytest.approx([15, 7.5])
     found = {target.name.partition(": ")[2]: target for target in gpu.targets(rows)}
-    assert found["frame p50"].met and found["frame p99"].met
-    assert not found["audio encoder p50"].met
-    assert found["times faster than the released first frame"].measured == pytest.approx(24)
-    assert found["voices at hop 4 without a late step"].measured == 32
+    assert found["hop p50"].met and found["hop p99"].met
+    assert found["times faster than the released first frame"].measured == pytest.approx(15)
+    assert found["streams without a late step"].measured == 32
     assert {asdict(target)["bound"] for target in found.values()} == set(gpu.TARGETS.values())
 
 
@@ -135,17 +107,15 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand-ins for a GPU with one backend, and for the release's algorithm; the folder of the models."""
-    for name, batch in (("batch-1", 1), ("batch-3", 3), ("no-fold", 1)):
-        Toy(hop=2, batch=batch, window_samples=2934).write(tmp_path / f"vocaset-{name}")
+def machine(tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins for a GPU with one backend, and for the released algorithm; the folder of the models."""
+    for name, toy in (("rows", TOY), ("no-fold", Toy())):
+        add_probe(toy.write(tmp_path / f"vocaset-{name}"), toy)
 
-    def load(folder: Path, name: str, download: bool = True) -> Talker:
+    def load(folder: Path, name: str) -> Talker:
         if name != "tensorrt":
             raise BackendError(f"no {name} here")
-        manifest = read_manifest(folder)
-        backend = replace(fake_gpu(folder, manifest), name=name, download=download)
-        return Talker(manifest, read_identity(folder, manifest), Choice(backend, first_frame_s=0.5))
+        return on_fake_gpu(folder, cuda, monkeypatch)
 
     class Eager:
         def __init__(self, preset: str) -> None:
@@ -154,21 +124,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         def frame(self, i: int) -> dict[str, float]:
             return dict.fromkeys(("condition_predictor", "diffusion_head", "vq_decoder"), 0.01 * (i + 1))
 
-        def encoder(self, audio_s: float) -> float:
-            return 0.001 * audio_s
-
-    def engine(folder: Path, backend: Any, name: str) -> FakeEngine:
-        return FakeEngine(folder, backend.manifest.graphs[name], backend.driver, True)
-
-    probe = SimpleNamespace(limits={"fp32": Limits(0.2, 0.4)})
     for name, value in {
         "Talker": SimpleNamespace(load=load),
         "Eager": Eager,
-        "CudaBackend": object,
         "open_driver": lambda: SimpleNamespace(description="a fake GPU"),
-        "read_probe": lambda *_: probe,
-        "measure": lambda *_: (0.1, 0.1),
-        "stage_engine": engine,
         "profiled": lambda run: (run(), {"cudaGraphLaunch": 1, "on the device: kernels": 5})[1],
     }.items():
         monkeypatch.setattr(gpu, name, value)
@@ -176,7 +135,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_everything_is_measured_and_what_is_missing_is_said(
+def test_everything_is_measured_and_what_is_missing_is_reported(
     machine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "gpu.json"
@@ -188,46 +147,59 @@ def test_everything_is_measured_and_what_is_missing_is_said(
         return {"cudaGraphLaunch": 1}
 
     monkeypatch.setattr(gpu, "profiled", profiled)
-    arguments = ["--models", str(machine), "--batches", "1", "3", "5", "--frames", "24", "--minutes", "0.02"]
+    arguments = [
+        "--models",
+        str(machine),
+        "--presets",
+        "vocaset",
+        "biwi",
+        "--frames",
+        "24",
+        "--minutes",
+        "0.02",
+    ]
+    monkeypatch.setattr(gpu, "Eager", lambda _, make=gpu.Eager: make("vocaset"))
     assert gpu.main([*arguments, "--json", str(file)]) == 0
     document = json.loads(file.read_text())
     rows = {(r["system"], r["variant"], r["stage"]) for r in document["rows"]}
-    ours = [v for system, v, stage in rows if system == "tensorrt" and stage == "frame"]
-    assert set(ours) == {"", "hop-start", "resident", "no-fold", "batch-3", "batch-3-hop-start"}
-    assert {("tensorrt", "", "total"), ("tensorrt", "batch-3-step-staggered", "total")} <= rows
-    assert {("tensorrt", "", "audio_encoder"), ("released-streaming", "frame-0", "frame")} <= rows
-    assert document["skipped"]["vocaset, batch 5"] == "there is no such export"
-    assert "no onnxruntime-cuda here" in document["skipped"]["onnxruntime-cuda, vocaset, batch 3"]
-    assert document["parity"][0]["p99"] == 0.1
-    assert [item["of"] for item in document["launches"]] == ["a hop's first frame", "a frame"]
-    assert timed_before_profiled == [len(document["rows"])] * 2
-    assert document["settings"]["vocaset"]["hop"] == 2
-    assert "skipped vocaset, batch 5" in capsys.readouterr().out
+    ours = {variant for system, variant, stage in rows if (system, stage) == ("tensorrt", "hop")}
+    assert ours == {"", "back-to-back", "resident", "no-fold", "batch-3"}
+    assert {variant for _, variant, _ in rows if "step" in variant} == {"batch-3-step", "batch-6-step"}
+    assert ("released-streaming", "frame-0", "frame") in rows
+    assert {row["audio_s"] for row in document["rows"]} == {0.0, 1.2}
+    assert document["skipped"]["biwi"] == "there is no such export"
+    assert "no onnxruntime-cuda here" in document["skipped"]["onnxruntime-cuda, vocaset"]
+    assert [item["model"] for item in document["parity"]] == ["vocaset, batch 1", "vocaset, batch 3"]
+    assert all(item["max"] <= item["allowed_max"] for item in document["parity"])
+    assert [item["of"] for item in document["launches"]] == ["a hop"]
+    assert timed_before_profiled == [len(document["rows"])]
+    assert document["settings"]["vocaset"]["hop"] == TOY.hop
+    assert "skipped biwi" in capsys.readouterr().out
+    assert "| a hop |" in gpu_page.section([document])
 
 
-def test_a_batch_that_fails_midway_does_not_end_the_run(
+def test_rows_that_fail_do_not_end_the_run(
     machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
         raise BackendError("no room")
 
-    monkeypatch.setattr(gpu, "many_voices", fail)
+    monkeypatch.setattr(gpu, "many_streams", fail)
     file = tmp_path / "gpu.json"
-    arguments = ["--models", str(machine), "--batches", "3", "1", "--frames", "24", "--minutes", "0"]
+    arguments = ["--models", str(machine), "--frames", "24", "--minutes", "0"]
     assert gpu.main([*arguments, "--json", str(file)]) == 0
     document = json.loads(file.read_text())
-    assert document["skipped"]["tensorrt, vocaset, batch 3, midway"] == "no room"
+    assert document["skipped"]["tensorrt, vocaset, 3 rows"] == "no room"
     assert any(row["system"] == "tensorrt" for row in document["rows"])
 
 
-def test_late_is_a_frame_that_comes_late(monkeypatch: pytest.MonkeyPatch, talker: Any) -> None:
-    """Not one whose hop was slow on average: the encoder's run counts where it falls."""
-    monkeypatch.setattr(gpu, "frame_times", lambda *_: np.array([0.06, 0.001] * 30))
+def test_a_late_hop_makes_all_its_frames_late(monkeypatch: pytest.MonkeyPatch, talker: Talker) -> None:
+    monkeypatch.setattr(gpu, "hop_times", lambda *_: np.array([0.08, 0.001, 0.06]))
     result = gpu.Result()
     gpu.long_stream("vocaset", talker, 1 / 30, result)
-    (row,) = result.rows
-    assert (row.late, row.frames, row.max_ms) == (30, 60, 60.0)
-    assert row.p50_ms == row.p99_ms == 30.5
+    hop, frame = result.rows
+    assert (frame.late, frame.frames, hop.max_ms) == (2, 6, 80.0)  # 60 ms are within the time of two frames
+    assert (hop.p50_ms, frame.p50_ms, frame.first_frame_ms) == (60.0, 30.0, 80.0)
 
 
 def test_what_failed_is_let_go_before_another_loads(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +219,7 @@ def test_what_failed_is_let_go_before_another_loads(machine: Path, monkeypatch: 
     gc.disable()
     try:
         backends = ["onnxruntime-cuda", "tensorrt"]
-        list(gpu.loaded(machine / "vocaset-batch-3", backends, "vocaset, batch 3", gpu.Result()))
+        list(gpu.loaded(machine / "vocaset-rows", backends, "vocaset", gpu.Result()))
     finally:
         gc.enable()
     assert (len(failed), alive) == (1, [0, 0])
@@ -265,8 +237,8 @@ def test_a_model_is_let_go_before_another_loads(machine: Path, monkeypatch: pyte
         return talker
 
     monkeypatch.setattr(gpu, "Talker", SimpleNamespace(load=counted))
-    assert gpu.main(["--models", str(machine), "--batches", "3", "3", "--frames", "24", "--no-eager"]) == 0
-    assert len(made) == 3  # twice the batch, once without a fold
+    assert gpu.main(["--models", str(machine), "--frames", "24", "--minutes", "0", "--no-eager"]) == 0
+    assert len(made) == 3  # with rows, without a fold, and for its launches
     assert not any(alive)
 
 
@@ -292,7 +264,7 @@ def test_the_page_of_a_result() -> None:
     ) -> dict[str, Any]:
         return asdict(summary("vocaset", system, variant, audio_s, stage, [2e-3] * n, fps=30))
 
-    document = {
+    document: dict[str, Any] = {
         "gpu": "a fake GPU",
         "versions": {"torch": "2.11.0"},
         "settings": {"vocaset": {}},
@@ -301,29 +273,38 @@ def test_the_page_of_a_result() -> None:
             | {"p99": 1.0, "max": 1.0, "allowed_p99": 2.0, "allowed_max": 10.0}
         ],
         "launches": [
-            {"model": "vocaset", "backend": "tensorrt", "of": "a frame"}
+            {"model": "vocaset", "backend": "tensorrt", "of": "a hop"}
             | {"calls": {"cudaGraphLaunch": 1, "on the device: Memcpy HtoD ": 9, "on the device: kernels": 5}}
         ],
         "rows": [
-            row("", "frame", 100),
+            row("", "hop", 100),
+            row("", "total", 100),
             row("", "total", 60, audio_s=120.0),
             row("frame-0", "frame", 6, "released-streaming"),
-            row("batch-8", "frame", 5),
+            row("batch-8", "hop", 5),
             row("batch-8-step", "total", 5),
-            row("windows-2", "audio_encoder", 5),
+            row("batch-32-step", "total", 5),
         ],
         "targets": [],
     }
-    page = gpu_page.section([document])
+    page = gpu_page.section([document]).splitlines()
     for line in (
-        "| one voice | vocaset, `tensorrt` |",
-        "| a frame | 2.00 (2.00) |",
-        "| a frame of a stream, encoder amortised | 2.00; 2 min of audio: 0 of 60 late |",
+        "| one stream | vocaset, `tensorrt` |",
+        "| a hop | 2.00 (2.00) |",
+        "| a frame's share of it | 2.00 (2.00) |",
+        "| a frame of a stream, its hop's share | 2.00; 2 min of audio: 0 of 60 late |",
         "| eager PyTorch, first frame | 2.00 |",
         "| its first frame against ours | 1.0 times |",
-        "| a frame's graph launches; copies and kernels on the device | 1; 9, 5 |",
+        "| a hop's graph launches; copies and kernels on the device | 1; 9, 5 |",
         "| the probe's error, of what is allowed | 50 % and 10 % |",
-        "| vocaset | 8 | 2.00 | 2.00, 0 of 5 late |  |",
-        "| vocaset | 2 | 2.00 |",
+        "| many streams | rows | a hop of all | a step |",
+        "| vocaset | 8 | 2.00 | 2.00, 0 of 5 late |",
+        "| vocaset | 32 |  | 2.00, 0 of 5 late |",
     ):
-        assert line in page.splitlines()
+        assert line in page
+    assert not any("frame that stays" in line or "audio encoder" in line for line in page)
+    # Results from before a hop was one launch.
+    document["rows"] = [row("", "frame", 100), row("windows-2", "audio_encoder", 5)]
+    page = gpu_page.section([document]).splitlines()
+    assert "| a frame | 2.00 (2.00) |" in page
+    assert "| vocaset | 2 | 2.00 |" in page

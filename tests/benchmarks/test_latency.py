@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks import latency, latency_plot, latency_runs, latency_subject
-from benchmarks.latency_rows import CPU, STAGES, Histogram, summary, table
+from benchmarks.latency_rows import CPU, STAGES, Histogram, hop_rows, summary, table
 from benchmarks.latency_targets import targets
 
 from streamtalk import Talker
+from tests.runtime.toy import Toy
 
+TOY = Toy()
 THEIRS = {"condition_predictor": 0.01, "diffusion_head": 0.02, "vq_decoder": 0.03}
 KEYS = {
     *(
@@ -31,7 +33,7 @@ KEYS = {
         "p95_ms",
         "p99_ms",
     ),
-    *("max_ms", "first_frame_ms", "rtf", "late", "peak_rss_mb"),
+    *("max_ms", "first_frame_ms", "rtf", "late", "peak_rss_mb", "delay_s"),
 }
 
 
@@ -48,7 +50,7 @@ def test_the_document_has_the_schema() -> None:
     row = summary("p", "s", "", 1.0, STAGES[0], [0.001])
     made = json.loads(json.dumps(latency.Result([row]).document()))
     asked = {"schema", "hardware", "versions", "rows"}
-    assert set(made) == asked | {"settings", "int8", "skipped", "histograms", "targets"}
+    assert set(made) == asked | {"settings", "skipped", "histograms", "targets"}
     assert set(made["rows"][0]) == KEYS
     assert made["rows"][0]["rtf"] is None  # of one stage it would mean nothing
     assert "1.00" in table([row])
@@ -112,36 +114,28 @@ def test_targets_are_read_off_the_rows() -> None:
     assert [target.met for target in found] == [True, False, False, True]
     assert "**no**" in found[1].line
 
-    faster = [replace(row, variant="int8", p50_ms=row.p50_ms / 2) for row in own]
-    found = targets([*own, *faster, *theirs, window], {})
-    assert [round(target.measured, 4) for target in found] == [300.0, 600.0, 1.8, 3.6]
-    assert [("8-bit" in target.name, target.met) for target in found] == [
-        *((False, True), (True, True)),
-        *((False, False), (True, True)),
-    ]
-
     biwi = targets([replace(row, preset="biwi") for row in (*own, *theirs, window)], {})
     assert [(round(target.measured, 4), target.met) for target in biwi] == [(300.0, None), (1.8, None)]
     assert "no" not in biwi[1].line
 
 
 class Slow:
-    """A backend whose lanes take `seconds(frame)` beside their work."""
+    """A backend whose launches take `seconds(hop)` beside their work."""
 
     def __init__(self, backend: Any, seconds: Callable[[int], float]) -> None:
         self.backend = backend
         self.seconds = seconds
 
-    def lane(self, *given: Any) -> Any:
-        lane = self.backend.lane(*given)
-        frame = lane.frame
+    def rows(self, *given: Any) -> Any:
+        rows = self.backend.rows(*given)
+        launch = rows.launch
 
-        def slow(index: int) -> None:
-            sleep(self.seconds(index))
-            frame(index)
+        def slow(active: Any) -> None:
+            sleep(self.seconds(rows.frames[0] // TOY.hop))
+            launch(active)
 
-        lane.frame = slow
-        return lane
+        rows.launch = slow
+        return rows
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.backend, name)
@@ -153,17 +147,25 @@ def slowed(talker: Talker, seconds: Callable[[int], float]) -> Talker:
 
 def test_the_runtime_s_own_time_excludes_its_backend(talker: Talker) -> None:
     slow = slowed(talker, lambda _: 0.003)
-    assert np.median(latency_runs.streamed(slow, 40)) > 0.003
+    assert np.median(latency_runs.hop_times(slow, 40)) > 0.003
     assert np.median(latency_runs.overhead(slow, 40)) < 0.002
 
 
-@pytest.mark.parametrize("frames", [12, 13])
-def test_every_frame_is_compared_with_its_own_time_in_the_backend(talker: Talker, frames: int) -> None:
-    """A hop's frames come together: of an odd number of frames, one is computed beyond them."""
-    assert talker.manifest.hop == 2
-    own = latency_runs.overhead(slowed(talker, lambda index: 0.002 * index), frames)
-    assert len(own) >= frames - 1
+def test_every_hop_is_compared_with_its_own_time_in_the_backend(talker: Talker) -> None:
+    own = latency_runs.overhead(slowed(talker, lambda hop: 0.002 * hop), 13)
+    assert len(own) == 7  # which is rounded up to whole hops
     assert own.min() > 0  # a neighbour's time is off by 2 ms
+
+
+def test_a_hop_has_a_latency_and_each_frame_its_share(talker: Talker) -> None:
+    m = talker.manifest
+    seconds = np.array([0.08, 0.01, 0.05, 0.02])
+    hop, frame = hop_rows("p", CPU, "", 9.0, seconds, m)
+    assert (hop.stage, hop.max_ms, hop.rtf) == ("hop", 80.0, None)
+    assert (frame.stage, frame.max_ms, frame.first_frame_ms) == ("total", 40.0, 80.0)
+    assert frame.rtf == pytest.approx(seconds.mean() / (m.hop / m.fps), rel=1e-4)
+    assert frame.lasting(8, None).late == 2  # both of the hop that took longer than its 67 ms
+    assert hop.delay_s == frame.delay_s == pytest.approx(talker.delay_s, abs=1e-4)
 
 
 def test_pictures_are_drawn_from_the_document(tmp_path: Path) -> None:
@@ -191,11 +193,6 @@ def test_what_lies_beyond_the_timed_frames_is_marked_and_grows() -> None:
     assert beyond[-1].max_ms == pytest.approx(3 * 1e3 * took(599)["vq_decoder"], rel=1e-3)
 
 
-def test_a_hop_s_encoder_is_spread_over_its_frames() -> None:
-    seconds = np.array([0.5, 0.1, 0.1, 0.1, 0.9, 0.1, 0.1, 0.1])
-    np.testing.assert_allclose(latency_runs.amortised(seconds, 4), [0.2] * 4 + [0.3] * 4)
-
-
 def test_nothing_is_timed_where_the_vertices_differ(
     bundled: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +203,6 @@ def test_nothing_is_timed_where_the_vertices_differ(
 
     monkeypatch.setattr(latency, "subject", other_weights)
     assert latency.main(["--quick", "--engine", str(bundled)]) == 1
-    said = capsys.readouterr()
-    assert "nothing was timed" in said.err
-    assert said.out == ""
+    printed = capsys.readouterr()
+    assert "nothing was timed" in printed.err
+    assert printed.out == ""

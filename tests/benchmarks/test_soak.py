@@ -43,7 +43,7 @@ def quiet(_: int) -> float:
 
 @dataclass
 class Fake:
-    """A stream and its machine, where time passes only as told."""
+    """A stream and its machine, where time passes only as the test says."""
 
     frame_s: float = 0.004
     slower_each_frame_s: float = 0.0
@@ -316,12 +316,12 @@ def test_the_command(
     monkeypatch.chdir(ROOT)
     arguments = ["--engine", str(engine), "--minutes", "2", "--threads", "1"]
     code = main([*arguments, "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png")])
-    told = json.loads((tmp_path / "a.json").read_text())
-    assert [bound["name"] for bound in told["bounds"]] == ["latency", "memory", "output", "late"]
-    assert code == int(any(bound["met"] is False for bound in told["bounds"]))
-    assert len(told["minutes"]) == 2
-    assert told["minutes"][0]["frames"] == told["minutes"][1]["frames"] == MINUTE_S * FPS
-    assert told["minutes"][1]["control_p50_ms"] > 0
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert [bound["name"] for bound in written["bounds"]] == ["latency", "memory", "output", "late"]
+    assert code == int(any(bound["met"] is False for bound in written["bounds"]))
+    assert len(written["minutes"]) == 2
+    assert written["minutes"][0]["frames"] == written["minutes"][1]["frames"] == MINUTE_S * FPS
+    assert written["minutes"][1]["control_p50_ms"] > 0
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
     output = capsys.readouterr()
     assert len(output.out.splitlines()) == 4

@@ -90,8 +90,8 @@ def test_all_shapes_serve_a_decoder_that_knows_none() -> None:
     shapes = face_shapes()
     matrix = weight_matrix(shapes, decoder(face_shapes(seed=5)[:30]))
     assert matrix.active == ARKIT_NAMES
-    error = {line.quantity: line for line in matrix.error(0.01 * np.ones((2, V, 3)), metres_per_unit=0.5)}
-    assert error["rebuilt_vertices_max_mm"].measured > error["rebuilt_vertices_rms_mm"].measured > 1
+    error = {line.measure: line for line in matrix.error(0.01 * np.ones((2, V, 3)), metres_per_unit=0.5)}
+    assert error["rebuilt_vertices_max_mm"].value > error["rebuilt_vertices_rms_mm"].value > 1
 
 
 def test_the_error_is_that_of_the_rebuilt_vertices() -> None:
@@ -100,9 +100,9 @@ def test_the_error_is_that_of_the_rebuilt_vertices() -> None:
     offsets = -1.0 * shapes[numbers(("tongueOut",))].astype(np.float64)  # a weight of -1, clipped to 0
     size_mm = 1000 * np.linalg.norm(offsets[0], axis=-1)
     largest, rms = matrix.error(offsets, metres_per_unit=1.0)
-    assert largest.measured == pytest.approx(size_mm.max(), rel=0.02)
-    assert rms.measured == pytest.approx(np.sqrt(np.mean(size_mm**2)), rel=0.02)
-    assert (largest.subject, largest.frames, largest.bound) == ("blendshapes", 1, None)
+    assert largest.value == pytest.approx(size_mm.max(), rel=0.02)
+    assert rms.value == pytest.approx(np.sqrt(np.mean(size_mm**2)), rel=0.02)
+    assert (largest.graph, largest.frames, largest.bound) == ("blendshapes", 1, None)
 
 
 def test_a_decoder_that_does_not_move_gives_no_weights() -> None:
@@ -155,7 +155,7 @@ def test_faces_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], sentence
 
 def carried(driver: Driver) -> tuple[bool, int, bool, bool]:
     """Whether the manifest lists blendshapes, how many figures it states, whether file and landmarks are there."""
-    stated = [line for line in driver.manifest.parity if line.subject == "blendshapes"]
+    stated = [line for line in driver.manifest.parity if line.graph == "blendshapes"]
     with np.load(driver.directory / "identity.npz") as identity:
         marked = set(LANDMARKS) <= set(identity.files)
     exists = (driver.directory / "blendshapes.npz").exists()

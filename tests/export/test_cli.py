@@ -15,8 +15,8 @@ from torch import Tensor
 from streamtalk.model import FILE_NAME, Parity
 from streamtalk_export import export_model as exporter
 from streamtalk_export.cli import main
-from streamtalk_export.errors import ExportError
 from streamtalk_export.directory import new_directory
+from streamtalk_export.errors import ExportError
 from streamtalk_export.graphs import Hop
 from tests.export.golden import DATA, Driver, Golden, load_golden
 

@@ -9,8 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from streamtalk_export import export_model as exporter
-from streamtalk_export import half
+from streamtalk_export import half, parity
 from streamtalk_export.cli import main
 from streamtalk_export.half import DECODER, ENCODER, parts
 from tests.small_model import TINY
@@ -36,6 +35,7 @@ def test_float16_that_misses_its_bound_is_refused(
             )
 
     monkeypatch.setattr(half, "write_half", wrong)
+    monkeypatch.setattr(parity, "HALF_S", 3)
     config = tmp_path / "config.yaml"
     config.write_text(TINY, encoding="utf-8")
     arguments = ["--config", str(config), "--random-weights", "0", "--precision", "fp16"]
@@ -43,4 +43,5 @@ def test_float16_that_misses_its_bound_is_refused(
     said = capsys.readouterr().err
     assert "float16 is too coarse" in said
     assert "--precision fp32" in said
+    assert f"too coarse for this model's {part}:" in said
     assert list(tmp_path.iterdir()) == [config]

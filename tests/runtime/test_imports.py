@@ -32,6 +32,40 @@ print(json.dumps({"modules": names, "loaded": loaded, "threads": threading.activ
 """
 
 
+FIRST = """
+import importlib, json, os, pkgutil, sys, types
+import numpy, msgspec  # what all of them may take; loaded once
+
+root = importlib.util.find_spec("streamtalk").submodule_search_locations
+names = [module.name for module in pkgutil.walk_packages(list(root), "streamtalk.", onerror=lambda _: None)]
+
+def alone(name):
+    \"\"\"Import a module in a process of its own, with nothing in the package root.\"\"\"
+    for loaded in [key for key in sys.modules if key.partition(".")[0] == "streamtalk"]:
+        del sys.modules[loaded]
+    bare = types.ModuleType("streamtalk")
+    bare.__path__ = list(root)
+    sys.modules["streamtalk"] = bare
+    importlib.import_module(name)
+
+failed = {}
+for name in names:
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            alone(name)
+        except BaseException as error:
+            os.write(writer, f"{type(error).__name__}: {error}"[:4000].encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as answer:
+        if said := answer.read().decode():
+            failed[name] = said
+    os.wait()
+print(json.dumps({"names": names, "failed": failed}))
+"""
+
+
 def probe(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
@@ -45,11 +79,11 @@ def test_every_module_imports_without_anything_optional() -> None:
     result = json.loads(done.stdout)
     for name in (
         "talker",
-        "cli",
-        "backends.onnxruntime_cpu",
-        "audio.microphone",
+        "app.cli",
+        "backends.onnxruntime",
+        "app.audio.microphone",
         "viewer.render",
-        "output.film",
+        "app.output.film",
     ):
         assert f"streamtalk.{name}" in result["modules"]
     assert result["loaded"] == []
@@ -81,3 +115,13 @@ def test_what_is_installed_is_not_loaded_before_it_is_asked_for() -> None:
     assert done.returncode == 0, done.stderr
     roots = {name.partition(".")[0] for name in json.loads(done.stdout.replace("'", '"'))}
     assert not roots & set(OPTIONAL)
+
+
+def test_each_module_imports_first_and_alone() -> None:
+    """Directions of imports hold without the package root, which would import the core beforehand."""
+    done = probe("import importlib.util\n" + FIRST)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert {"streamtalk.batch", "streamtalk.app.cli", "streamtalk.backends.cuda.rows"} <= set(result["names"])
+    assert len(result["names"]) > 50
+    assert result["failed"] == {}

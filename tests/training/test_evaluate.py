@@ -109,7 +109,7 @@ def test_the_film_has_both_faces_and_the_sound(tmp_path: Path, monkeypatch: pyte
 
     def frames(*_: object, **__: object) -> Iterator[Frame]:
         for index, row in enumerate(weights):
-            yield Frame(index, index / 30, pose(FACE, row, 0), row)
+            yield Frame(index, index / 30, pose(FACE, row, 0), lambda _, row=row: row)
 
     monkeypatch.setattr(comparison, "SIDE_PX", 64)
     monkeypatch.setattr(comparison, "frames_of", frames)

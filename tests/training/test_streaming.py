@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamtalk import Frame, ModelError, manifest
+from streamtalk import Frame, ModelError, model
 from streamtalk_export import cli
 from streamtalk_training import streaming
 from streamtalk_training.face import pose
@@ -68,7 +68,7 @@ def test_frames_are_copied_from_their_reused_buffers(monkeypatch: pytest.MonkeyP
     def frames() -> Iterator[Frame]:
         for index in range(10):
             vertices[:] = weights[:] = index
-            yield Frame(index, index / 30, vertices, weights)
+            yield Frame(index, index / 30, vertices, lambda _: weights)
 
     made = list(blocks(frames()))
     assert [len(part) for part, _ in made] == [4, 4, 2]
@@ -82,10 +82,10 @@ def test_an_engine_without_shapes_is_refused() -> None:
 
 
 def test_an_export_is_made_once_for_each_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tmp_path / "model"
-    model.mkdir()
+    folder = tmp_path / "model"
+    folder.mkdir()
     for name in ("model.safetensors", "config.yaml", "face.npz"):
-        (model / name).write_bytes(name.encode())
+        (folder / name).write_bytes(name.encode())
     made: list[Path] = []
 
     def export(arguments: object) -> None:
@@ -95,21 +95,21 @@ def test_an_export_is_made_once_for_each_content(tmp_path: Path, monkeypatch: py
         made.append(out)
 
     monkeypatch.setattr(cli, "run", export)
-    first = exported(model, tmp_path)
-    assert exported(model, tmp_path) == first and made == [first]
-    (model / "face.npz").write_bytes(b"another face")
-    assert exported(model, tmp_path) != first and len(made) == 2
+    first = exported(folder, tmp_path)
+    assert exported(folder, tmp_path) == first and made == [first]
+    (folder / "face.npz").write_bytes(b"another face")
+    assert exported(folder, tmp_path) != first and len(made) == 2
 
 
 def test_an_engine_of_another_exporter_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "streamtalk_export"
     package.mkdir()
-    for name in ("cli.py", "graphs.py", "manifest.py"):
+    for name in ("cli.py", "graphs.py"):
         (package / name).write_text(name)
-    runtime = tmp_path / "manifest.py"
+    runtime = tmp_path / "model.py"
     runtime.write_text("schema = 1")
     monkeypatch.setattr(cli, "__file__", str(package / "cli.py"))
-    monkeypatch.setattr(manifest, "__file__", str(runtime))
+    monkeypatch.setattr(model, "__file__", str(runtime))
     keys = [streaming.engine_key([])]
     assert streaming.engine_key([]) == keys[0]
     (package / "graphs.py").write_text("changed")

@@ -1,16 +1,16 @@
-"""What limits the lips on a voice: `python -m streamtalk_training.limits --help`.
+"""Limits of the lips on a voice: `python -m streamtalk_training.limits --help`.
 
 Correlations with the labels, control by control, of two readouts that are fitted to the voice itself (four folds over
-its clips), to be held against the model, which never met it:
+its clips), to compare with the model, which was not trained on it:
 
-- `features`: a linear map from the model's audio features, two frames around. Where it is no better than the model,
-  what the encoder hears is the limit, and neither predictor, head, codes nor decoder.
-- `sound`: a small network on log-mel power, 150 ms back and 90 ms ahead. What it reaches is in the sound and in the
-  labels for certain: below it, more or other voices would help; at it, only more lookahead or better labels.
+- `features`: a linear map from the model's audio features, two frames around. Where it is no better than the model, the
+  audio encoder is the limit, and neither predictor, head, codes nor decoder.
+- `sound`: a small network on log-mel power, 150 ms back and 90 ms ahead. Its correlation is certainly in the sound and
+  in the labels: below it, more or other voices would help; at it, only more lookahead or better labels.
 
-With `--jitter` instead, what trembles in sustained vowels (`metrics.tremble`): the energy of each shape, and of frames
+With `--jitter` instead, trembling in sustained vowels (`metrics.tremble`): the energy of each shape, and of frames
 by their distance from the vowel's nearer end, beside the labels' own. With `--flite` instead, closures of the
-voices that it learned from, beside one that it never met: all on the same sentences, new to it.
+voices that it learned from, beside one that it was not trained on: all on the same sentences, new to it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from streamtalk import Talker as RuntimeTalker
 from streamtalk.backends.onnxruntime import NAME as CPU
 from streamtalk.model import read_manifest
 from streamtalk_export.config import SAMPLE_RATE, load_config
-from streamtalk_export.drive import Graphs, windows
 from streamtalk_export.errors import ExportError
+from streamtalk_export.excerpt import Excerpt
 from streamtalk_export.mel import MelEncoder
+from streamtalk_export.parity import Stages, read_identity
 from streamtalk_training import metrics
 from streamtalk_training.clips import render
 from streamtalk_training.coarticulation import controls_from_weights
@@ -61,10 +62,14 @@ MOST_TREMBLING = 8  # shapes that the table shows
 def encoder_features(folder: Path, pcm: Floats) -> Floats:
     """Audio features [L, A] of `pcm` [n], as the runtime computes them."""
     manifest = read_manifest(folder)
-    graphs = Graphs(folder, manifest)
-    frames = int(len(pcm) * manifest.fps // SAMPLE_RATE)
-    heard = [graphs.run("audio_encoder", pcm=window)[0] for window in windows(pcm, frames, manifest)]
-    return np.asarray(np.concatenate(heard)[:frames], np.float32)
+    identity = read_identity(folder, manifest)
+    stages = Stages(folder, manifest, identity["start_latent"])
+    frames = manifest.clock.frames_in(len(pcm))
+    padded = np.pad(pcm, (0, manifest.window_samples))  # silence for the last frames' lookahead
+    excerpt = replace(Excerpt.make(manifest, frames, identity), pcm=padded)
+    windows = (excerpt.window(manifest, first) for first in range(0, frames, manifest.hop))
+    features = [stages.run("audio_encoder", pcm=window)[0] for window in windows]
+    return np.asarray(np.concatenate(features)[:frames], np.float32)
 
 
 def log_mel(encoder: MelEncoder, pcm: Floats, frames: int, fps: float) -> Floats:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtalk import Frame, ModelError, Talker, model as manifest
+from streamtalk import Frame, ModelError, Talker, model
 from streamtalk_export import cli as export_cli
 from streamtalk_training import metrics
 from streamtalk_training.coarticulation import ARKIT_INDEX
@@ -39,12 +39,12 @@ def exported(model: Path, cache: Path) -> Path:
     return out
 
 
-def engine_key(model: Iterable[Path]) -> str:
-    """A hash of all that decides what an engine holds: the model's files, the exporter and its version, and the
-    manifest that the runtime expects. An engine of yesterday's exporter is not what ships today."""
+def engine_key(files: Iterable[Path]) -> str:
+    """A hash of all that an export depends on: the model's files, the exporter and its version, and the runtime's
+    manifest. An export of yesterday's exporter is not what ships today."""
     package = Path(export_cli.__file__).parent
     key = hashlib.sha256(version("streamtalk").encode())
-    for path in (*model, *sorted(package.rglob("*.py")), Path(manifest.__file__)):
+    for path in (*files, *sorted(package.rglob("*.py")), Path(model.__file__)):
         key.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return key.hexdigest()
 

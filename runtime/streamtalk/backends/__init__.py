@@ -97,7 +97,9 @@ def choose(name: str, directory: Path, manifest: Manifest, identity: Identity, o
     also reproduce the model's probe. Raises UsageError, ModelError, BackendError or MissingDependencyError.
     """
     if name not in (AUTO, *available()):
-        raise UsageError(f"No backend {name!r} in this version. There are: {', '.join((AUTO, *available()))}.")
+        raise UsageError(
+            f"No backend {name!r} in this version. There are: {', '.join((AUTO, *available()))}."
+        )
     check_hop_graphs(manifest)
     failures: dict[str, Exception] = {}
     for candidate in _candidates(name, manifest):
@@ -107,7 +109,8 @@ def choose(name: str, directory: Path, manifest: Manifest, identity: Identity, o
             # Wrong files of the reference are wrong for every backend; an engine's own are one reason to pass it over.
             if candidate.is_reference and isinstance(error, ModelError):
                 raise
-            failures[f"{candidate.backend} {candidate.precision}"] = error
+            # Without its traceback, which would keep the failed backend's memory.
+            failures[f"{candidate.backend} {candidate.precision}"] = error.with_traceback(None)
         else:
             return replace(choice, passed_over={what: str(error) for what, error in failures.items()})
     reasons = {str(error): error for error in failures.values()}

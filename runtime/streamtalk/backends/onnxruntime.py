@@ -41,7 +41,9 @@ class CpuBackend:
         self._threads = threads
         self._sessions: dict[int, Any] = {}
         self._loading = Lock()
-        self.description = f"onnxruntime {self._runtime.__version__}, CPU, {threads} thread{'s' * (threads > 1)}"
+        self.description = (
+            f"onnxruntime {self._runtime.__version__}, CPU, {threads} thread{'s' * (threads > 1)}"
+        )
 
     def session(self, rows: int) -> Any:
         """Session of the hop graph of so many rows. Raises BackendError and ModelError."""
@@ -77,7 +79,9 @@ class CpuRows:
     def __init__(self, session: Any, graph: Graph, manifest: Manifest, start_latent: Float32) -> None:
         self._session = session
         self._start_latent = start_latent
-        self._tensors = {t.name: np.zeros([int(n) for n in t.shape], t.dtype) for t in (*graph.inputs, *graph.outputs)}
+        self._tensors = {
+            t.name: np.zeros([int(n) for n in t.shape], t.dtype) for t in (*graph.inputs, *graph.outputs)
+        }
         self._bindings = [
             bind(session, graph, {name: array.ctypes.data for name, array in tensors.items()})
             for tensors in (self._tensors, swapped(self._tensors))
@@ -140,7 +144,9 @@ class CpuRows:
 
 def swapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The same tensors with each state's input and output exchanged: the other side of the double buffer."""
-    back = {name: tensors[out] for name, out in STATE.items()} | {out: tensors[name] for name, out in STATE.items()}
+    back = {name: tensors[out] for name, out in STATE.items()} | {
+        out: tensors[name] for name, out in STATE.items()
+    }
     return {**tensors, **back}
 
 
@@ -161,13 +167,17 @@ def open_session(runtime: Any, directory: Path, graph: Graph, options: Any, **se
     try:
         session = runtime.InferenceSession(str(path), options, **settings)
     except Exception as error:  # onnxruntime's own errors share no base class
-        raise BackendError(f"onnxruntime {runtime.__version__} cannot load {path}: {first_line(error)}") from error
+        raise BackendError(
+            f"onnxruntime {runtime.__version__} cannot load {path}: {first_line(error)}"
+        ) from error
     found = tensors_of(session.get_inputs()), tensors_of(session.get_outputs())
     compare(str(path), declared(graph), found)
     return session
 
 
-def bind(session: Any, graph: Graph, addresses: Mapping[str, int], device: str = "cpu", number: int = 0) -> Any:
+def bind(
+    session: Any, graph: Graph, addresses: Mapping[str, int], device: str = "cpu", number: int = 0
+) -> Any:
     """A binding of a graph's tensors to memory at these addresses, which the caller keeps alive."""
     io = session.io_binding()
     for tensors, bind_one in ((graph.inputs, io.bind_input), (graph.outputs, io.bind_output)):

@@ -21,8 +21,8 @@ from streamtalk import Frame, Talker
 from streamtalk.app import cli
 from streamtalk.app.audio import devices
 from streamtalk.app.cli import main, run_mic
-from streamtalk.model import sha256_of
 from streamtalk.app.output.npz import NPY_HEADER_BYTES
+from streamtalk.model import sha256_of
 from tests.runtime.app.audio.test_microphone import FakePortAudio
 from tests.runtime.toy import LANDMARKS, SHAPES, SPEAKERS, Toy, speech
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 import pytest
 
 from streamtalk import BackendError, MissingDependencyError, ModelError, Talker, UsageError, backends
-from streamtalk.model import Engine, Manifest, Precision, Tensor, graph_key, sha256_of
+from streamtalk.backends import onnxruntime
+from streamtalk.model import Manifest, Precision, Tensor, graph_key, sha256_of
 from tests.runtime.toy import Toy
 
 
@@ -32,143 +35,115 @@ def test_auto_says_what_it_took(engine: Path) -> None:
     assert talker.backend == "onnxruntime-cpu"
     assert "2 threads" in talker.choice.backend.description
     # In the order of preference, each with its reason.
-    assert list(talker.choice.passed_over) == ["tensorrt", "tensorrt_rtx", "onnxruntime-cuda"]
-    assert "holds no tensorrt_rtx engines" in talker.choice.passed_over["tensorrt_rtx"]
-
-
-def fails(*_: Any) -> Any:
-    raise BackendError("no such card")
-
-
-def test_auto_passes_over_what_fails_and_says_why(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "LOADERS", {"card": fails, **backends.LOADERS})
-    choice = Talker.load(engine).choice
-    assert choice.backend.name == "onnxruntime-cpu"
-    assert choice.passed_over["card"] == "no such card"
-    with pytest.raises(BackendError, match="no such card"):
-        Talker.load(engine, "card")
-    monkeypatch.setattr(backends, "LOADERS", {"card": fails})
-    with pytest.raises(BackendError, match="card: no such card"):
-        Talker.load(engine)
-
-
-def test_auto_passes_over_engines_that_are_not_what_the_manifest_says(
-    engine: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def foreign(*_: Any) -> Any:
-        raise ModelError("The inputs of frame.engine: `noise` is another")
-
-    monkeypatch.setattr(backends, "LOADERS", {"card": foreign, **backends.LOADERS})
-    choice = Talker.load(engine).choice
-    assert choice.backend.name == "onnxruntime-cpu"
-    assert "`noise` is another" in choice.passed_over["card"]
-    with pytest.raises(ModelError, match="`noise` is another"):
-        Talker.load(engine, "card")
-
-
-FORMS = {"onnxruntime-cuda": ["fused", "fp16", "fp32"], "tensorrt": ["fp16", "fp32"]}
-
-
-def in_all_forms(m: Manifest) -> Manifest:
-    """With graphs and engines of every precision, in name alone."""
-    halves: tuple[Precision, ...] = ("fused", "fp16")
-    more = {
-        graph_key(name, form): msgspec.structs.replace(graph, precision=form)
-        for name, graph in m.graphs.items()
-        for form in halves
-    }
-    precisions: tuple[Precision, ...] = ("fp32", "fp16")
-    engines = tuple(
-        Engine(
-            graph="frame",
-            file=f"{precision}.engine",
-            sha256="0" * 64,
-            backend="tensorrt",
-            precision=precision,
-            tensorrt_version="10.3.0",
-            compute_capability="87",
-            graph_sha256="0" * 64,
-        )
-        for precision in precisions
-    )
-    return msgspec.structs.replace(m, graphs={**m.graphs, **more}, engines=engines)
+    assert list(talker.choice.passed_over) == ["tensorrt fp16", "tensorrt_rtx fp16", "onnxruntime-cuda fp32"]
+    assert "streamtalk build" in talker.choice.passed_over["tensorrt_rtx fp16"]
 
 
 class Card:
-    """Loads what is not in `problems`, by precision; notes what it was asked for."""
+    """A backend's module: loads on the CPU what is not in `problems`, by precision; notes what it was asked for."""
 
     def __init__(self, problems: dict[str, Exception]) -> None:
-        self.problems, self.asked, self.load = problems, [], backends.LOADERS["onnxruntime-cpu"]  # type: ignore[var-annotated]
+        self.problems = problems
+        self.asked: list[str] = []
 
-    def __call__(self, directory: Path, manifest: Manifest, options: Any, form: Precision) -> Any:
-        self.asked.append(form)
-        if form in self.problems:
-            raise self.problems[form]
-        return self.load(directory, manifest, options, form)
+    def load(self, directory: Path, manifest: Manifest, precision: Precision, threads: int) -> Any:
+        self.asked.append(precision)
+        if precision in self.problems:
+            raise self.problems[precision]
+        return onnxruntime.load(directory, manifest, "fp32", threads)
 
 
-@pytest.mark.parametrize(("name", "good"), [(name, i) for name in FORMS for i in range(len(FORMS[name]))])
-def test_what_fails_in_one_precision_is_tried_in_the_next(
-    name: str, good: int, copy: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def plug(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts the candidates of cards, in two precisions, before or in place of the others."""
+
+    def put(cards: dict[str, Card], alone: bool = False, engines: bool = False) -> None:
+        precisions: tuple[Precision, ...] = ("fp16", "fp32")
+        for name, card in cards.items():
+            monkeypatch.setitem(sys.modules, f"card_{name}", cast(ModuleType, card))
+        mine = [
+            backends.Candidate(name, precision, f"card_{name}", engines)
+            for name in cards
+            for precision in precisions
+        ]
+        rest = [] if alone else [c for c in backends.CANDIDATES if c.is_reference]
+        monkeypatch.setattr(backends, "CANDIDATES", (*mine, *rest))
+
+    return put
+
+
+def in_both_precisions(m: Manifest) -> Manifest:
+    """With float16 graphs, in name alone."""
+    half = {
+        graph_key("hop", "fp16"): msgspec.structs.replace(m.graphs["hop"], precision="fp16"),
+    }
+    return msgspec.structs.replace(m, graphs={**m.graphs, **half})
+
+
+@pytest.mark.parametrize("kind", [BackendError, MissingDependencyError, ModelError])
+def test_auto_passes_over_what_fails_and_says_why(
+    kind: type[Exception], engine: Path, plug: Callable[..., None]
 ) -> None:
-    edit(copy, in_all_forms)
-    bad = FORMS[name][:good]
-    card = Card({form: BackendError(f"no kernels for {form}") for form in bad})
-    monkeypatch.setattr(backends, "LOADERS", {"other": fails, name: card})
-    want = {f"{name} {form}": f"no kernels for {form}" for form in bad}
-    assert Talker.load(copy, name).choice.passed_over == want
-    assert Talker.load(copy).choice.passed_over == {"other": "no such card"} | want
-    assert card.asked == FORMS[name][: good + 1] * 2
+    plug({"card": Card({"fp32": kind("no such card")})})
+    choice = Talker.load(engine).choice
+    assert choice.backend.name == "onnxruntime-cpu"
+    assert choice.passed_over == {"card fp32": "no such card"}
+    with pytest.raises(kind, match="no such card"):
+        Talker.load(engine, "card")
+    plug({"card": Card({"fp32": kind("no such card")})}, alone=True)
+    with pytest.raises(BackendError, match="card fp32: no such card"):
+        Talker.load(engine)
 
 
-NO_KERNELS, NO_GPU = BackendError("No kernels."), BackendError("No GPU.")
-NO_LIBRARY, DAMAGED = MissingDependencyError("No library."), ModelError("frame is damaged")
+@pytest.mark.parametrize("good", [0, 1])
+def test_what_fails_in_one_precision_is_tried_in_the_next(
+    good: int, copy: Path, plug: Callable[..., None]
+) -> None:
+    edit(copy, in_both_precisions)
+    bad = ["fp16", "fp32"][:good]
+    card = Card({precision: BackendError(f"no kernels for {precision}") for precision in bad})
+    plug({"card": card})
+    want = {f"card {precision}": f"no kernels for {precision}" for precision in bad}
+    for name in ("card", "auto"):
+        assert Talker.load(copy, name).choice.passed_over == want
+    assert card.asked == ["fp16", "fp32"][: good + 1] * 2
+
+
+def test_a_backend_without_engines_is_asked_once(engine: Path, plug: Callable[..., None]) -> None:
+    card = Card({"fp16": BackendError("Build them.")})
+    plug({"card": card}, engines=True)
+    assert Talker.load(engine).choice.passed_over == {"card fp16": "Build them."}
+    assert card.asked == ["fp16"]
 
 
 @pytest.mark.parametrize(
-    ("problems", "kind", "sentence", "tries"),
+    ("problems", "kind", "sentence"),
     [
-        (
-            [NO_KERNELS, NO_GPU, NO_KERNELS],
-            BackendError,
-            "fused: No kernels. fp16: No GPU. fp32: No kernels.",
-            3,
-        ),
-        # No matter of precision.
-        ([NO_GPU, NO_GPU], BackendError, "No GPU.", 2),
-        ([NO_KERNELS, NO_GPU, NO_GPU], BackendError, "fused: No kernels. fp16: No GPU. fp32: No GPU.", 3),
-        ([NO_LIBRARY], MissingDependencyError, "No library.", 1),
-        ([DAMAGED], ModelError, "frame is damaged", 1),
-        ([NO_KERNELS, DAMAGED], BackendError, "fused: No kernels. fp16: frame is damaged", 2),
+        (["No kernels.", "No GPU."], BackendError, "card fp16: No kernels. card fp32: No GPU."),
+        (["No GPU.", "No GPU."], BackendError, "No GPU."),  # no matter of precision
+        (["No library.", "No library."], MissingDependencyError, "No library."),
     ],
 )
 def test_what_fails_in_every_precision_says_why(
-    problems: list[Exception],
-    kind: type[Exception],
-    sentence: str,
-    tries: int,
-    copy: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    problems: list[str], kind: type[Exception], sentence: str, copy: Path, plug: Callable[..., None]
 ) -> None:
-    edit(copy, in_all_forms)
-    name = "onnxruntime-cuda"
-    card = Card(dict(zip(FORMS[name], problems, strict=False)))
-    monkeypatch.setattr(backends, "LOADERS", {name: card})
+    edit(copy, in_both_precisions)
+    errors = [kind(problem) for problem in problems]
+    plug({"card": Card(dict(zip(("fp16", "fp32"), errors, strict=True)))})
     with pytest.raises(kind) as caught:
-        Talker.load(copy, name)
-    assert str(caught.value) == sentence
-    assert len(card.asked) == tries
+        Talker.load(copy, "card")
+    assert sentence in str(caught.value)
 
 
-def test_the_first_frame_is_timed(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = backends.LOADERS["onnxruntime-cpu"]
+def test_the_first_hop_is_timed(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = onnxruntime.load
 
     def slow(*arguments: Any) -> Any:
         time.sleep(0.2)
         return load(*arguments)
 
-    monkeypatch.setattr(backends, "LOADERS", {"onnxruntime-cpu": slow})
-    assert Talker.load(engine).choice.first_frame_s >= 0.2
+    monkeypatch.setattr(onnxruntime, "load", slow)
+    assert Talker.load(engine).choice.first_hop_s >= 0.2
 
 
 def test_an_unknown_backend_is_told_what_there_is(engine: Path) -> None:
@@ -188,7 +163,7 @@ def test_no_engine_at_all(tmp_path: Path) -> None:
             Talker.load(directory)
 
 
-@pytest.mark.parametrize("name", ["audio_encoder.onnx", "frame.onnx", "frame.onnx.data", "identity.npz"])
+@pytest.mark.parametrize("name", ["hop.onnx", "weights.fp32.bin", "identity.npz"])
 def test_every_file_is_checked_before_it_is_used(copy: Path, name: str) -> None:
     file = copy / name
     content = file.read_bytes()
@@ -209,14 +184,12 @@ def test_a_broken_manifest(copy: Path, content: bytes) -> None:
 
 
 def test_a_graph_that_is_no_graph(copy: Path) -> None:
-    (copy / "frame.onnx").write_bytes(b"not a graph")
-    digest = sha256_of(copy / "frame.onnx")
+    (copy / "hop.onnx").write_bytes(b"not a graph")
+    digest = sha256_of(copy / "hop.onnx")
 
     def change(m: Manifest) -> Manifest:
-        graph = msgspec.structs.replace(
-            m.graphs["frame"], files={**m.graphs["frame"].files, "frame.onnx": digest}
-        )
-        return msgspec.structs.replace(m, graphs={**m.graphs, "frame": graph})
+        graph = msgspec.structs.replace(m.graphs["hop"], files={**m.graphs["hop"].files, "hop.onnx": digest})
+        return msgspec.structs.replace(m, graphs={**m.graphs, "hop": graph})
 
     edit(copy, change)
     with pytest.raises(BackendError, match="cannot load"):
@@ -225,16 +198,18 @@ def test_a_graph_that_is_no_graph(copy: Path) -> None:
 
 def test_graphs_must_be_what_the_manifest_says(copy: Path, tmp_path: Path) -> None:
     other = Toy(history=6).write(tmp_path / "other")
-    shutil.copy(other / "frame.onnx", copy)
-    shutil.copy(other / "frame.onnx.data", copy)
+    shutil.copy(other / "hop.onnx", copy)
+    shutil.copy(other / "weights.fp32.bin", copy)
 
     def change(m: Manifest) -> Manifest:
-        files = {name: sha256_of(copy / name) for name in m.graphs["frame"].files}
-        graph = msgspec.structs.replace(m.graphs["frame"], files=files)
-        return msgspec.structs.replace(m, graphs={**m.graphs, "frame": graph})
+        files = {name: sha256_of(copy / name) for name in m.graphs["hop"].files}
+        graph = msgspec.structs.replace(m.graphs["hop"], files=files)
+        return msgspec.structs.replace(m, graphs={**m.graphs, "hop": graph})
 
     edit(copy, change)
-    with pytest.raises(ModelError, match=r"`kv_cache` is float32 \[1, 2, 2, 2, 6, 2\]; expected .*5, 2\]"):
+    with pytest.raises(
+        ModelError, match=r"expected `kv_cache` as .*5, 2\], got float32 \[1, 2, 2, 2, 6, 2\]"
+    ):
         Talker.load(copy)
 
 
@@ -242,14 +217,11 @@ def test_graphs_must_be_what_the_manifest_says(copy: Path, tmp_path: Path) -> No
     ("change", "message"),
     [
         (lambda m: msgspec.structs.replace(m, history=9), "`kv_cache`"),
-        (
-            lambda m: msgspec.structs.replace(m, graphs={"frame": m.graphs["frame"]}),
-            "no graph `audio_encoder`",
-        ),
+        (lambda m: msgspec.structs.replace(m, graphs={"frame": m.graphs["hop"]}), "no graph `hop`"),
         (lambda m: msgspec.structs.replace(m, identity="../identity.npz"), "outside"),
         (lambda m: msgspec.structs.replace(m, fps=0), "fps must be positive"),
         (lambda m: msgspec.structs.replace(m, period=10**19), "period must be positive and below"),
-        (lambda m: msgspec.structs.replace(m, encoder_batch=2), "encoder_batch 2 is more than batch 1"),
+        (lambda m: msgspec.structs.replace(m, lookahead_samples=1), "context, hop and lookahead add up to"),
         (lambda m: msgspec.structs.replace(m, schema=99), "schema 99"),
     ],
 )
@@ -261,9 +233,9 @@ def test_a_manifest_that_contradicts_itself(copy: Path, change: Any, message: st
 
 def test_an_input_that_this_version_does_not_know(copy: Path) -> None:
     def change(m: Manifest) -> Manifest:
-        graph = m.graphs["frame"]
+        graph = m.graphs["hop"]
         graph = msgspec.structs.replace(graph, inputs=(*graph.inputs, Tensor("mood", "float32", (1,))))
-        return msgspec.structs.replace(m, graphs={**m.graphs, "frame": graph})
+        return msgspec.structs.replace(m, graphs={**m.graphs, "hop": graph})
 
     edit(copy, change)
     with pytest.raises(ModelError, match="mood"):

@@ -94,6 +94,12 @@ def at(address: int, n: Any, kind: Any) -> Any:
     return np.ctypeslib.as_array((kind * int(n)).from_address(address))
 
 
+def require_cleared(position: int, rows: Any) -> None:
+    """A graph that runs on memory as it came may read beyond its tables."""
+    positions = at(position, rows, ctypes.c_int64)
+    assert np.all((positions >= 0) & (positions < 10**6)), "memory was not cleared"
+
+
 def on_the_cpu(path: Path) -> Any:
     """A real session, of one thread."""
     options = onnxruntime.SessionOptions()
@@ -200,8 +206,7 @@ class Context:
         binding = bind(engine.session, engine.graph, self.addresses)
 
         def run() -> None:
-            positions = at(self.addresses["position"], engine.graph.inputs[0].shape[0], ctypes.c_int64)
-            assert np.all((positions >= 0) & (positions < 10**6)), "memory was not cleared"
+            require_cleared(self.addresses["position"], engine.graph.inputs[0].shape[0])
             engine.session.run_with_iobinding(binding)
             engine.ran += 1
             if engine.wrong:
@@ -303,23 +308,28 @@ class GpuSession:
     def __init__(self, runtime: OnnxRuntimeGpu, settings: Mapping[str, str], session: Any) -> None:
         self.runtime, self.settings, self.session = runtime, settings, session
         self.get_inputs, self.get_outputs = session.get_inputs, session.get_outputs
+        self.graphs: set[str] = set()
+        """Numbers of the captured graphs that it holds."""
 
     def get_providers(self) -> list[str]:
         return [PROVIDER]
 
     def io_binding(self) -> Any:
-        io = self.session.io_binding()
+        io, addresses = self.session.io_binding(), dict[str, int]()
 
         def on_device(bind_one: Any) -> Any:
             def bound(name: str, device: str, number: int, *rest: Any) -> None:
                 assert (device, number) == ("cuda", 0)
+                addresses[name] = rest[-1]
                 bind_one(name, "cpu", 0, *rest)
 
             return bound
 
-        return SimpleNamespace(
-            real=io, bind_input=on_device(io.bind_input), bind_output=on_device(io.bind_output)
-        )
+        bind_input, bind_output = on_device(io.bind_input), on_device(io.bind_output)
+        return SimpleNamespace(real=io, addresses=addresses, bind_input=bind_input, bind_output=bind_output)
+
+    def release_captured_graph(self, number: int) -> None:
+        self.graphs.remove(str(number))
 
     def run_with_iobinding(self, io: Any, options: Any) -> None:
         runtime, captured = self.runtime, self.settings["enable_cuda_graph"] == "1"
@@ -329,6 +339,11 @@ class GpuSession:
         if captured and runtime.spoilt:
             runtime.spoilt -= 1
             raise RuntimeError("CUDA failure 900: operation not permitted when stream is capturing")
-        runtime.cuda.put(
-            self.settings["user_compute_stream"], lambda: self.session.run_with_iobinding(io.real)
-        )
+        self.graphs.add(options.entries["gpu_graph_id"])
+        rows = self.get_inputs()[0].shape[0]
+
+        def run() -> None:
+            require_cleared(io.addresses["position"], rows)
+            self.session.run_with_iobinding(io.real)
+
+        runtime.cuda.put(self.settings["user_compute_stream"], run)

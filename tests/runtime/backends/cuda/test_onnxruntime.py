@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from streamtalk.backends.cuda.driver import open_driver
 from streamtalk.backends.cuda.onnxruntime import SEARCHES, CudaSession
 from streamtalk.errors import BackendError, ModelError
 from streamtalk.model import graph_key, read_manifest
-from tests.runtime.backends.cuda.fake import FakeCuda
-from tests.runtime.backends.cuda.libraries import OnnxRuntimeGpu
+from tests.runtime.backends.cuda.fake import PRIMARY, FakeCuda
+from tests.runtime.backends.cuda.libraries import GpuSession, OnnxRuntimeGpu
 
 Open = Callable[[OnnxRuntimeGpu], CudaSession]
 
@@ -77,7 +78,9 @@ def test_a_capture_that_another_thread_spoilt_is_made_again(opened: Open, cuda: 
     assert (runtime.captured, session.search, session.captured) == ([True], SEARCHES[0], True)
     driver = session.driver
     plan = Plan.of((*session.graph.inputs, *session.graph.outputs))
-    addresses, stream = plan.addresses(driver.device_memory(plan.total)), driver.stream()
+    base, stream = driver.device_memory(plan.total), driver.stream()
+    driver.clear(base, plan.total, stream)
+    addresses = plan.addresses(base)
     runtime.spoilt = 1
     session.bind(addresses, stream)
     runtime.spoilt = 2
@@ -186,3 +189,37 @@ def test_rows_of_one_session_wait_for_each_other(directory: Path, load: Any, cud
         np.testing.assert_array_equal(rows.vertices(), late[number])
     assert not np.array_equal(*late)
     assert not cuda.in_flight()
+
+
+def test_closed_rows_hold_no_captured_graph(directory: Path, load: Any) -> None:
+    backend = load(directory, "onnxruntime")
+    rows = backend.rows(1, np.zeros(3, np.float32))
+    held = backend.engines[1].session.graphs
+    assert len(held) == 2  # one for each side of the state
+    rows.close()
+    assert not held
+
+
+def test_runs_of_two_threads_do_not_mix(
+    directory: Path, load: Any, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session's stream must hold a run's wait, the run and its mark in one piece."""
+    backend, one, seen = load(directory, "onnxruntime"), np.ones(1, np.bool_), list[int]()
+    groups = [backend.rows(1, np.zeros(3, np.float32)) for _ in range(2)]
+    cuda.stack = [PRIMARY]  # of both threads: the fake has one stack for all
+    threads = [threading.Thread(target=rows.launch, args=(one,)) for rows in groups]
+    run = GpuSession.run_with_iobinding
+
+    def slow(self: GpuSession, *arguments: Any) -> None:
+        seen.append(1)
+        if not threads[1].ident:
+            threads[1].start()
+            threads[1].join(0.1)  # it would be through by then, if it did not wait
+        run(self, *arguments)
+        seen.append(-1)
+
+    monkeypatch.setattr(GpuSession, "run_with_iobinding", slow)
+    threads[0].start()
+    threads[0].join()
+    threads[1].join()
+    assert seen == [1, -1, 1, -1]
