@@ -409,7 +409,7 @@ class Hop(nn.Module):
         latents: Tensor,
         active: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        b, hop, _ = noise.shape
+        hop = noise.shape[1]
         predicted = self.predictor.begin(self.encoder(pcm), style, position, kv_cache, valid_frames)
         drawn = self.head.drawn(noise.flatten(0, 1)).view(noise.shape)
         latent, made = latents[:, -1], []

@@ -20,6 +20,7 @@ from transformers import HubertConfig, HubertModel
 from streamtalk_export.config import FEATURE_RATE, STRIDE, ConfigError
 
 NORMALISATION_EPS = 1e-7
+ALIGNED_SAMPLES = 16
 
 
 def hubert_config(path: Path | None) -> HubertConfig:
@@ -75,10 +76,13 @@ class HubertEncoder(nn.Module):
 
         GroupNorm over all time undoes any level of its input, so the fade has to follow it.
         """
-        centred = pcm - pcm.mean(dim=-1, keepdim=True)
-        variance = centred.square().mean(dim=-1, keepdim=True)
         gain = None
-        if level_floor is not None:
+        if level_floor is None:
+            centred = pcm - pcm.mean(dim=-1, keepdim=True)
+            variance = centred.square().mean(dim=-1, keepdim=True)
+        else:
+            centred = pcm - _aligned_mean(pcm)
+            variance = _aligned_mean(centred.square())
             gain = (variance.sqrt() / level_floor).clamp(max=1.0)[:, :, None]
         return self.from_normalised(centred * torch.rsqrt(variance + NORMALISATION_EPS), gain, read)
 
@@ -128,6 +132,14 @@ class HubertEncoder(nn.Module):
         if embed.conv.kernel_size[0] % 2 == 0:
             y = y[:, :, :-1]
         return embed.activation(y).transpose(1, 2)
+
+
+def _aligned_mean(x: Tensor) -> Tensor:
+    """Means [B, 1] of rows [B, n] of a fixed length. Padded, so that each row begins on a boundary of memory: sums in
+    onnxruntime are ordered by it, and a row's must not depend on which row of a batch it is.
+    """
+    n = x.shape[-1]
+    return F.pad(x, (0, -n % ALIGNED_SAMPLES)).sum(dim=-1, keepdim=True) / n
 
 
 class FusedAttention(nn.Module):

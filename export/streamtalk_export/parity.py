@@ -322,7 +322,7 @@ def certify_rows(talker: Talker, rows: int, identity: Mapping[str, Array]) -> li
             for row in range(rows):
                 moment = moments[(row + turn) % MOMENTS]
                 stream = batch.open(moment.speaker, template=moment.template, noise=excerpt.noise)
-                stream.restore(moment.before if row % 2 == turn % 2 else _starved(moment.before, m))
+                stream.restore(moment.before if row % 2 == turn % 2 else _starved(moment.before))
                 streams.append((stream, moment))
             made = dict(batch.step())
             for stream, moment in streams:
@@ -348,7 +348,7 @@ def _moment(talker: Talker, excerpt: Excerpt, speaker: int, shift: float, hop: i
         return Moment(speaker, template, before, next_hop(stream, m.hop), stream.state())
 
 
-def _starved(snapshot: Snapshot, manifest: Manifest) -> Snapshot:
+def _starved(snapshot: Snapshot) -> Snapshot:
     """The same state without the last sample that its hop waits for."""
     return replace(snapshot, samples=snapshot.samples - 1, pcm=snapshot.pcm[:-1])
 
@@ -472,8 +472,8 @@ BOUNDS: dict[str, Bounds] = {
     "onnxruntime": Bounds(0.03, 0.12, 0.006, 0.024),
 }
 """By a float16 graph's operators. "onnx": below what a face shows, and a tenth of what streaming features cost.
-"onnxruntime": three fifths of that, for the probe on a device holds them to the same, and a GPU rounds within an operator
-too (an H200 came to 1.4 times of what the CPU had measured, and refused a model)."""
+"onnxruntime": three fifths of that, for the probe on a device holds them to the same, and a GPU rounds within an
+operator too (an H200 came to 1.4 times of what the CPU had measured, and refused a model)."""
 
 
 class Motion:
