@@ -54,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--faces", type=Path, metavar="FILE", help="triangles: .npz, .npy, .obj, .ply")
     p.add_argument("--out", type=Path, metavar="DIR", help="default: engines/NAME")
+    _add_stream_options(p)
+    return p
+
+
+def _add_stream_options(p: argparse.ArgumentParser) -> None:
+    """Options that trade delay, cost and accuracy, and those of what is built."""
     p.add_argument("--history", type=_count, metavar="N", help="frames the predictor remembers")
     p.add_argument(
         "--decode-window", type=_count, metavar="N", help="latents the decoder sees (default: history)"
@@ -91,7 +97,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="GPUs that tensorrt_rtx builds for, such as 86,89,120 (default: all that it knows)",
     )
-    return p
 
 
 def _count(text: str) -> int:
@@ -148,25 +153,7 @@ def run(arguments: argparse.Namespace, check: Callable[[], None] = lambda: None)
     and may end it by what it raises. Raises ExportError.
     """
     bundled = all(getattr(arguments, name) is None for name in ("checkpoint", "random_weights", "config"))
-    if bundled and not (BUNDLED / "model.safetensors").is_file():
-        raise ExportError(
-            f"No bundled model in {BUNDLED}; give --config with --checkpoint or --random-weights."
-        )
-    targets = {name.strip() for name in arguments.targets.split(",") if name.strip()}
-    if unknown := targets.difference(TARGETS):
-        raise ExportError(f"--targets {', '.join(sorted(unknown))} is unknown; known: {', '.join(TARGETS)}.")
-    targets.discard("onnx")
-    for target in sorted(targets):
-        check_builder(target, arguments.compute_capability)
-    if arguments.compute_capability and not targets:
-        raise ExportError("--compute-capability is for engines; add --targets tensorrt_rtx.")
-    if not bundled and arguments.config is None:
-        raise ExportError(
-            f"--config is needed with a checkpoint: a YAML file, or one of {', '.join(PRESETS)}."
-        )
-    if arguments.checkpoint is None and arguments.random_weights is None and not bundled:
-        raise ExportError(f"--config {arguments.config} needs --checkpoint FILE or --random-weights SEED.")
-
+    targets = _checked(arguments, bundled)
     config = load_config(BUNDLED / "config.yaml" if bundled else arguments.config)
     hubert = hubert_config(arguments.hubert_config) if config.audio.kind == "hubert" else None
     if hubert is not None and hubert.hidden_size != config.predictor.audio_encode_dim:
@@ -204,6 +191,29 @@ def run(arguments: argparse.Namespace, check: Callable[[], None] = lambda: None)
         print(line, file=sys.stderr, flush=True)
 
     return out, export_model(model, identities, out, settings, digest, say)
+
+
+def _checked(arguments: argparse.Namespace, bundled: bool) -> set[str]:
+    """The engines to build, once options that contradict each other were refused. Raises ExportError."""
+    if bundled and not (BUNDLED / "model.safetensors").is_file():
+        raise ExportError(
+            f"No bundled model in {BUNDLED}; give --config with --checkpoint or --random-weights."
+        )
+    targets = {name.strip() for name in arguments.targets.split(",") if name.strip()}
+    if unknown := targets.difference(TARGETS):
+        raise ExportError(f"--targets {', '.join(sorted(unknown))} is unknown; known: {', '.join(TARGETS)}.")
+    targets.discard("onnx")
+    for target in sorted(targets):
+        check_builder(target, arguments.compute_capability)
+    if arguments.compute_capability and not targets:
+        raise ExportError("--compute-capability is for engines; add --targets tensorrt_rtx.")
+    if not bundled and arguments.config is None:
+        raise ExportError(
+            f"--config is needed with a checkpoint: a YAML file, or one of {', '.join(PRESETS)}."
+        )
+    if arguments.checkpoint is None and arguments.random_weights is None and not bundled:
+        raise ExportError(f"--config {arguments.config} needs --checkpoint FILE or --random-weights SEED.")
+    return targets
 
 
 def read_identities(config: ModelConfig, template: Path | None, faces: Path | None) -> Identities:

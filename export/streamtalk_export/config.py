@@ -37,7 +37,7 @@ class AudioEncoderConfig(
 ):
     """HuBERT as released, or the small streaming-safe mel encoder of the bundled model.
 
-    `expansion` is how many times wider than `width` its blocks are within, `stem_width` how many nonlinear units hear
+    `expansion` is how many times wider than `width` its blocks are within, `stem_width` how many nonlinear units read
     the mel frames beside the linear stem.
     """
 

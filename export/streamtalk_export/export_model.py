@@ -251,66 +251,52 @@ Traced = tuple[
 def _modules(decided: Plan) -> Iterator[Traced]:
     """Every module that is traced: hop graphs, their stages, and the offline encoder."""
     model, clock = decided.model, decided.clock
-    config, p = model.config, model.config.predictor
-    encoder = StreamingEncoder(model.audio_encoder, clock, config.audio.level_floor)
+    encoder = StreamingEncoder(model.audio_encoder, clock, model.config.audio.level_floor)
     head = diffusion_head(model.diff_ar_network, decided.table, decided.folded)
     decoder = model.autoencoder.decoder
-
-    def example(B: int) -> dict[str, torch.Tensor]:
-        count = torch.ones(B, dtype=torch.int64)
-        return {
-            "pcm": torch.zeros(B, clock.window_samples),
-            "noise": torch.zeros(B, clock.hop, p.vq_dim),
-            "style": torch.zeros(B, p.latent_dim),
-            "template": torch.zeros(B, config.vq.n_vert),
-            "position": count,
-            "valid_frames": count,
-            "valid_latents": count,
-            "kv_cache": torch.zeros(
-                B, p.num_layers, 2, p.n_heads, decided.history, p.latent_dim // p.n_heads
-            ),
-            "latents": torch.zeros(B, decided.decode_window, p.vq_dim),
-            "active": torch.ones(B, dtype=torch.bool),
-        }
-
     for rows in decided.rows:
         predictor = ConditionPredictor(model.diff_ar_network, decided.history, clock.hop)
         windows = NewestFrameDecoder(decoder, decided.decode_window, rows, clock.hop)
         hop = Hop(encoder, predictor, head, windows)
-        yield hop_name(rows), hop, example(rows), ("vertices", "kv_cache_out", "latents_out"), None
+        yield hop_name(rows), hop, _example(decided, rows), ("vertices", "kv_cache_out", "latents_out"), None
 
-    one = example(1)
-    frame = {
-        "audio_feature": torch.zeros(1, p.audio_encode_dim),
-        "previous_latent": one["noise"][:, 0],
-        "noise": one["noise"][:, 0],
-        "condition": one["style"],
-    }
+    given = _example(decided, 1)
+    given["audio_feature"] = torch.zeros(1, model.config.predictor.audio_encode_dim)
+    given |= {"previous_latent": given["latents"][:, 0], "condition": given["style"]}
 
-    def stage(
-        name: str,
-        module: torch.nn.Module,
-        inputs: str,
-        *outputs: str,
-        dynamic: dict[str, dict[int, str]] | None = None,
-    ) -> Traced:
-        given = one | frame
-        return name, module, {key: given[key] for key in inputs.split()}, outputs, dynamic
+    def stage(name: str, module: torch.nn.Module, inputs: str, *outputs: str) -> Traced:
+        return name, module, {key: given[key] for key in inputs.split()}, outputs, None
 
     yield stage("audio_encoder", encoder, "pcm", "audio_features")
-    yield stage(
-        "condition_predictor",
-        ConditionPredictor(model.diff_ar_network, decided.history),
-        "audio_feature previous_latent style position kv_cache valid_frames",
-        "condition",
-        "kv_cache_out",
-    )
+    predictor = ConditionPredictor(model.diff_ar_network, decided.history)
+    inputs = "audio_feature previous_latent style position kv_cache valid_frames"
+    yield stage("condition_predictor", predictor, inputs, "condition", "kv_cache_out")
+    given["noise"] = given["noise"][:, 0]
     yield stage("diffusion_head", head, "noise condition", "latent")
     newest = DecoderStage(NewestFrameDecoder(decoder, decided.decode_window, 1))
     yield stage("vq_decoder", newest, "latents valid_latents template", "vertices")
-    offline = OfflineEncoder(model.audio_encoder, config.fps)
+    offline = OfflineEncoder(model.audio_encoder, model.config.fps)
     clip = {"pcm": torch.zeros(1, 2 * SAMPLE_RATE)}
     yield "audio_encoder_offline", offline, clip, ("audio_features",), {"pcm": {1: "samples"}}
+
+
+def _example(decided: Plan, B: int) -> dict[str, torch.Tensor]:
+    """Inputs of the hop graph of B rows."""
+    config, clock = decided.model.config, decided.clock
+    p, W = config.predictor, decided.history
+    count = torch.ones(B, dtype=torch.int64)
+    return {
+        "pcm": torch.zeros(B, clock.window_samples),
+        "noise": torch.zeros(B, clock.hop, p.vq_dim),
+        "style": torch.zeros(B, p.latent_dim),
+        "template": torch.zeros(B, config.vq.n_vert),
+        "position": count,
+        "valid_frames": count,
+        "valid_latents": count,
+        "kv_cache": torch.zeros(B, p.num_layers, 2, p.n_heads, W, p.latent_dim // p.n_heads),
+        "latents": torch.zeros(B, decided.decode_window, p.vq_dim),
+        "active": torch.ones(B, dtype=torch.bool),
+    }
 
 
 def _write_identity(model: TalkerModel, identities: Identities, path: Path) -> None:

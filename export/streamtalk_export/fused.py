@@ -27,7 +27,7 @@ DOMAIN = "com.microsoft"
 OPERATORS = frozenset("Attention BiasGelu Gelu SkipLayerNormalization".split())
 TILE = 8
 """onnxruntime's attention in one kernel wants a masked window to be a multiple of it."""
-TURNS = [[2, 0, 3, 1, 4], [0, 1, 3, 2], [0, 2, 1, 3]]
+PERMUTATIONS = [[2, 0, 3, 1, 4], [0, 1, 3, 2], [0, 2, 1, 3]]
 """Orders of axes in attention: [B, T, 3, H, d] to [3, B, H, T, d], k to [B, H, d, T], [B, H, T, d] to [B, T, H, d]."""
 
 
@@ -174,8 +174,8 @@ def _attention(graph: _Graph, softmax: Node) -> None:
         return
     split, *others = (nodes[-1] for nodes in found)
     joined = _joined(graph, split.input[0])
-    turns = [_perm(node) for node in (found[0][2], keys, merged)]
-    if joined is None or any(other is not split for other in others) or turns != TURNS:
+    permutations = [_perm(node) for node in (found[0][2], keys, merged)]
+    if joined is None or any(other is not split for other in others) or permutations != PERMUTATIONS:
         return
     tokens, weight, bias = joined
     inputs = [

@@ -52,7 +52,7 @@ def hubert_config(path: Path | None) -> HubertConfig:
 
 
 def receptive_field(config: HubertConfig) -> int:
-    """Samples that one feature hears (400 for HuBERT-base)."""
+    """Samples that one feature reads (400 for HuBERT-base)."""
     field = 1
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
         field = (field - 1) * stride + kernel

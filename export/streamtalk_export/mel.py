@@ -1,6 +1,6 @@
 """The bundled model's audio encoder: log-mel frames and a small stack of dilated convolutions.
 
-Fit for streaming: nothing is normalised over time, and a feature hears a fixed stretch of audio, so encoding
+Fit for streaming: nothing is normalised over time, and a feature depends on a fixed stretch of audio, so encoding
 a window equals encoding the clip. All convolutions are unpadded; what they consume is the context.
 """
 
@@ -75,8 +75,8 @@ class FineStem(nn.Module):
 class MelEncoder(nn.Module):
     """PCM at 16 kHz [B, n] to features [B, S, A] at 50 Hz, S = (n - receptive_field) // 320 + 1.
 
-    Feature s hears samples 320 s ... 320 s + receptive_field - 1 and stands for sample 320 s + past_samples:
-    all but `lookahead_ms` of what it hears lies before it.
+    Feature s reads samples 320 s ... 320 s + receptive_field - 1 and stands for sample 320 s + past_samples:
+    all but `lookahead_ms` of what it reads lies before it.
     """
 
     basis: Tensor
@@ -98,7 +98,7 @@ class MelEncoder(nn.Module):
         self.past_samples = -(-(self.receptive_field - lookahead) // STRIDE) * STRIDE
         if self.past_samples <= 0:
             raise ConfigError(
-                f"lookahead_ms {config.lookahead_ms} covers all that the mel encoder hears "
+                f"lookahead_ms {config.lookahead_ms} covers all that the mel encoder reads "
                 f"({1000 * self.receptive_field // SAMPLE_RATE} ms)."
             )
 
@@ -114,10 +114,10 @@ class MelEncoder(nn.Module):
 
     def from_log_mel(self, mel: Tensor) -> Tensor:
         """Features [B, S, A] of log-mel frames [B, mel_bins, frames]."""
-        heard = 0.25 * mel
-        x = self.stem(heard)
+        scaled = 0.25 * mel
+        x = self.stem(scaled)
         if self.fine is not None:
-            x = x + self.fine(heard)
+            x = x + self.fine(scaled)
         for block in self.blocks:
             x = block(x)
         return self.norm(x.transpose(1, 2))

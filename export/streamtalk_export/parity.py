@@ -316,13 +316,13 @@ def certify_rows(talker: Talker, rows: int, identity: Mapping[str, Array]) -> li
         for place in range(MOMENTS)
     ]
     vertices, state, kept = Worst(), Worst(), Worst()
-    for turn in range(MOMENTS):
+    for shift in range(MOMENTS):
         with talker.batch(rows) as batch:
             streams = []
             for row in range(rows):
-                moment = moments[(row + turn) % MOMENTS]
+                moment = moments[(row + shift) % MOMENTS]
                 stream = batch.open(moment.speaker, template=moment.template, noise=excerpt.noise)
-                stream.restore(moment.before if row % 2 == turn % 2 else _starved(moment.before))
+                stream.restore(moment.before if row % 2 == shift % 2 else _starved(moment.before))
                 streams.append((stream, moment))
             made = dict(batch.step())
             for stream, moment in streams:

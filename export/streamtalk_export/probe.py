@@ -1,4 +1,4 @@
-"""The probe: a short stream that every GPU backend must reproduce on its device before it is trusted there."""
+"""The probe: a short stream that every GPU backend must reproduce on its device before it is used there."""
 
 from __future__ import annotations
 

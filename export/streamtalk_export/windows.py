@@ -13,7 +13,7 @@ from streamtalk_export.mel import MelEncoder
 
 DEFAULT_CONTEXT_S = 2
 DEFAULT_LOOKAHEAD_S = 0.2
-"""Of HuBERT, which hears everything it is given; the mel encoder has its own."""
+"""Defaults of HuBERT, which takes windows of any length; the mel encoder has its own."""
 
 Encoder = HubertEncoder | MelEncoder
 
@@ -35,7 +35,7 @@ def audio_window(
     if context < own_past:
         raise ConfigError(
             f"A context of {context / SAMPLE_RATE:.3f} s is shorter than the {own_past / SAMPLE_RATE:.3f} s "
-            "that this encoder hears."
+            "that this encoder needs."
         )
     window = Clock(SAMPLE_RATE, config.fps, hop, context, 0)
     last = -(-positions(window)[-1] // 1)

@@ -155,7 +155,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     graphs: dict[str, Graph]
     engines: tuple[Engine, ...] = ()
     probe: Asset | None = None
-    """Inputs and expected outputs that an engine must reproduce on a device before it is trusted there."""
+    """Inputs and expected outputs that a GPU backend must reproduce on a device before it is used there."""
     parity: tuple[Parity, ...] = ()
 
     @property

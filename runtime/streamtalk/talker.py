@@ -169,7 +169,7 @@ class Talker:
         template: npt.ArrayLike | None,
         noise: npt.ArrayLike | NoiseFn | None,
     ) -> Face:
-        """What sets a stream apart, of what a caller of `open` gave."""
+        """Make a face of the arguments of `open`."""
         m = self.manifest
         style, rest = self.identity.blend(speaker)
         if template is not None:

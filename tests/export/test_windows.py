@@ -46,7 +46,7 @@ def test_windows_that_cannot_work(mel: MelEncoder, config: ModelConfig) -> None:
         ConfigError, match=r"lookahead of 20 ms is too short: at hop 1 the last frame needs 75\.0 ms"
     ):
         audio_window(config, mel, 1, None, 20)
-    with pytest.raises(ConfigError, match="covers all that the mel encoder hears"):
+    with pytest.raises(ConfigError, match="covers all that the mel encoder reads"):
         MelEncoder(AudioEncoderConfig(fps=30, lookahead_ms=700))
 
 

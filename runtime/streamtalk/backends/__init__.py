@@ -116,8 +116,8 @@ def choose(name: str, directory: Path, manifest: Manifest, identity: Identity, o
     reasons = {str(error): error for error in failures.values()}
     if name != AUTO and len(reasons) == 1:
         raise next(iter(reasons.values()))
-    told = " ".join(f"{what}: {error}" for what, error in failures.items())
-    raise BackendError(f"No backend can run this model here. {told}")
+    reasons_by_candidate = " ".join(f"{what}: {error}" for what, error in failures.items())
+    raise BackendError(f"No backend can run this model here. {reasons_by_candidate}")
 
 
 def _candidates(name: str, manifest: Manifest) -> Iterator[Candidate]:
