@@ -40,8 +40,8 @@ def torch_stream(golden: Golden, pcm: Array, frames: int) -> Array:
         features.append(module(padded[None, start : start + window.window_samples])[0])
     table = sampler_table(golden.config.schedule, STEPS, "ddim")
     noise = torch.from_numpy(golden["noise"])
-    heard, speaker = torch.cat(features)[:frames], int(golden["speaker"])
-    made = stream_frames(golden.model, heard, noise, speaker, table, HISTORY, HISTORY)
+    encoded, speaker = torch.cat(features)[:frames], int(golden["speaker"])
+    made = stream_frames(golden.model, encoded, noise, speaker, table, HISTORY, HISTORY)
     return np.stack([golden["template"] + offsets.numpy() for _, _, offsets in made])
 
 

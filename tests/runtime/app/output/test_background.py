@@ -70,7 +70,7 @@ def test_an_error_at_opening_is_raised_there(tmp_path: Path) -> None:
         Background(partial(Diary, tmp_path / "diary", "open"))
 
 
-@pytest.mark.parametrize("wait_s", [0, 0.5])  # heard at close, or before
+@pytest.mark.parametrize("wait_s", [0, 0.5])  # raised at close, or before
 @pytest.mark.parametrize("fails", ["audio 0", "frame 2 2", "close"])
 def test_an_error_comes_once_and_the_rest_is_closed(tmp_path: Path, fails: str, wait_s: float) -> None:
     background = Background(partial(Diary, tmp_path / "diary", fails))
