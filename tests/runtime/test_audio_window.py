@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from fractions import Fraction
+from functools import partial
 from math import ceil, floor
 
 import numpy as np
 import pytest
 
 from streamtalk.audio_window import Clock, Timeline
+from tests.runtime.drive import CtrlC
 from tests.runtime.toy import speech
 
 FPS = (24, 25, 29, 30, 60)
@@ -68,6 +71,22 @@ def test_a_timeline_holds_what_a_list_would(seed: int) -> None:
         n = int(rng.integers(0, timeline.end - timeline.start + 1))
         expected = np.array(everything[timeline.start + 7 :][:n], np.float32)
         np.testing.assert_array_equal(timeline.window(timeline.start, n), expected)
+
+
+def test_ctrl_c_leaves_no_half_of_a_push() -> None:
+    rng, timeline = np.random.default_rng(0), Timeline(100)
+    append, drop = CtrlC(), CtrlC()
+    everything = speech(40_000)
+    while timeline.end < 30_000:
+        done, n = timeline.end, int(rng.choice([1, 40, 250]))
+        with suppress(KeyboardInterrupt):
+            append(partial(timeline.append, everything[done : done + n]))
+        assert timeline.end in (done, done + n)
+        with suppress(KeyboardInterrupt):
+            drop(partial(timeline.drop_before, int(rng.integers(timeline.start, timeline.end + 1))))
+        kept = timeline.window(timeline.start, timeline.end - timeline.start)
+        np.testing.assert_array_equal(kept, everything[timeline.start : timeline.end])
+    assert min(append.sweeps, drop.sweeps) > 50
 
 
 def test_a_long_push_is_held_and_then_let_go() -> None:

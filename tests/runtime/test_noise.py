@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
+
 import numpy as np
 import pytest
 
 from streamtalk import UsageError
 from streamtalk.noise import GivenNoise, SeededNoise
+from tests.runtime.drive import CtrlC
 
 SAMPLING_TOLERANCE = 0.02  # 4 sigma of the mean of 40 000 normal values
 ULP = 1e-6  # libm may round the last bit of a float64 differently
@@ -32,6 +36,17 @@ def test_the_rows_never_change() -> None:
     # Recorded from this implementation: a saved seed must give the same face in ten years.
     expected = [-0.4147822, -2.0394955, -0.338247, 0.6766941, 0.124134]
     np.testing.assert_allclose(row(7, 3, 5), expected, atol=ULP)
+
+
+def test_ctrl_c_within_a_draw_spoils_no_row() -> None:
+    noise, out, ctrl_c = SeededNoise(7, 8), np.empty(8, np.float32), CtrlC()
+    while ctrl_c.sweeps < 6:
+        with suppress(KeyboardInterrupt):
+            ctrl_c(partial(noise, 12, out))
+            np.testing.assert_array_equal(out, row(7, 12))
+        noise(0, out)  # of the block that the draw replaces
+        np.testing.assert_array_equal(out, row(7, 0))
+    assert ctrl_c.ended > 50
 
 
 def test_it_is_standard_normal_and_uncorrelated() -> None:
@@ -63,8 +78,8 @@ def test_given_noise_is_checked() -> None:
         GivenNoise(lambda _: np.array([0.0, np.nan]), 2)(0, out)
 
 
-def test_voices_do_not_all_draw_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch whose seeds follow each other: every step some voice draws its next rows, none has all of them."""
+def test_streams_do_not_all_draw_in_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch whose seeds follow each other: each time a few streams draw their next rows, and never all of them."""
     drawn: list[int] = []
     plain = SeededNoise._draw
 
@@ -73,9 +88,9 @@ def test_voices_do_not_all_draw_in_one_step(monkeypatch: pytest.MonkeyPatch) -> 
         plain(noise, first)
 
     monkeypatch.setattr(SeededNoise, "_draw", counted)
-    voices, out = [SeededNoise(seed, 4) for seed in range(16)], np.empty(4, np.float32)
+    streams, out = [SeededNoise(seed, 4) for seed in range(16)], np.empty(4, np.float32)
     for frame in range(24):
         drawn.append(0)
-        for voice in voices:
-            voice(frame, out)
+        for stream in streams:
+            stream(frame, out)
     assert drawn == [16] + 23 * [2]

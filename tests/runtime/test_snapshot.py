@@ -221,6 +221,7 @@ def test_a_snapshot_of_another_model_changes_nothing(
         {"samples": len(PCM) + 1},
         {"samples": 100},
         {"ended": True, "samples": 300},
+        {"ended": True, "frame": 36, "index": 31, "pcm": NOTHING},
         {"pcm": PCM[:100]},
         {"row": RowState(np.zeros((2, 2, 2, 5, 2), np.float32), np.zeros((4, 3), np.float32))},
     ],
