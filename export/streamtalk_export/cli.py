@@ -24,7 +24,7 @@ BUNDLED = ROOT / "models" / "bundled"
 TARGETS = ("onnx", "tensorrt", "tensorrt_rtx")
 BUNDLED_ROWS = (8,)
 MOST = 4096
-"""Of frames, steps and rows. Tables of the predictor grow with the square of its history."""
+"""Largest number of frames, steps and rows. Tables of the predictor grow with the square of its history."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -205,13 +205,14 @@ def write(decided: Plan, directory: Path, say: Say) -> Manifest:
 
 def certified(decided: Plan, directory: Path, manifest: Manifest, say: Say) -> Manifest:
     """The manifest with its certificate and its probe. Raises ExportError where a bound is missed."""
-    parity = certify(directory, manifest, decided.model, decided.table, decided.weights, say)
-    require_parity(parity, lambda: coarse_part(directory, manifest))
-    half = half_graphs(manifest.graphs)
+    talker = Talker.load(directory, CPU)
+    parity = certify(directory, manifest, talker, decided.model, decided.table, decided.weights, say)
+    require_parity(parity, lambda: coarse_part(directory, manifest, talker))
+    half = half_graphs(manifest)
     motion_mm = next(
         (line.value for line in parity if line.graph in half and line.measure == "rms_motion_mm"), None
     )
-    arrays: dict[str, Any] = make_probe(directory, manifest, Talker.load(directory, CPU), half, motion_mm)
+    arrays: dict[str, Any] = make_probe(directory, manifest, talker, half, motion_mm)
     np.savez_compressed(directory / PROBE, **arrays)
     probe = Asset(file=PROBE, sha256=sha256_of(directory / PROBE))
     return msgspec.structs.replace(manifest, parity=tuple(parity), probe=probe)

@@ -29,7 +29,7 @@ IR_VERSION = 10
 EXTERNAL_BYTES = 1024
 """Constants from this size on go to the file of weights."""
 PAGE, PAGED_BYTES, ALIGNMENT = 4096, 1 << 20, 64
-"""Where tensors begin in it: large ones on a page, so that loaders can map them."""
+"""Boundaries that tensors begin on in it: large ones on a page, so that loaders can map them."""
 
 DYNAMIC_MINIMUM = 3200
 """Smallest size the tracer may assume for a dynamic axis, samples of audio: enough for a few features."""

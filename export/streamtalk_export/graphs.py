@@ -311,12 +311,11 @@ class NewestFrameDecoder(nn.Module):
         last = (newest[:, :-1, None] - edge).maximum(first[:-1, None]).flatten(1)
         begin = (oldest[:, 1:, None] + edge).minimum(newest[:, 1:, None]).flatten(1)
         slots = torch.cat([torch.arange(length).expand(D + 2, -1), last, begin], 1)  # [D + 2, S]
-        lower = torch.cat([oldest[:, :1].expand(-1, length), oldest[:, :-1].repeat_interleave(reach, 1),
-                           oldest[:, 1:].repeat_interleave(reach, 1)], 1)  # fmt: skip
-        upper = torch.cat([newest[:, -1:].expand(-1, length), newest[:, :-1].repeat_interleave(reach, 1),
-                           newest[:, 1:].repeat_interleave(reach, 1)], 1)  # fmt: skip
+        owner = torch.cat([first[:-1], first[1:]]).repeat_interleave(reach)  # window of each edge
+        lower = torch.cat([oldest[:, :1].expand(-1, length), oldest[:, owner]], 1)
+        upper = torch.cat([newest[:, -1:].expand(-1, length), newest[:, owner]], 1)
         taps = slots[:, :, None] + torch.arange(-reach, reach + 1)
-        taps = taps.minimum(upper[:, :, None]).maximum(lower[:, :, None].minimum(upper[:, :, None]))
+        taps = taps.maximum(lower[:, :, None]).minimum(upper[:, :, None])
         self.register_buffer("taps", taps.flatten(1))  # [D + 2, 5 S]
         # Which of the convolved tokens are a window's: the line's, and its own at its ends.
         tokens = (first[:, None] + torch.arange(D)).expand(D + 2, hop, D).clone()

@@ -22,7 +22,7 @@ import onnxruntime
 import torch
 
 from streamtalk import Snapshot, Stream, Talker
-from streamtalk.model import Graph, Manifest, Parity, hop_name, is_hop, write_manifest
+from streamtalk.model import Manifest, Parity, hop_name, write_manifest
 from streamtalk_export.blendshapes import WeightMatrix
 from streamtalk_export.config import SAMPLE_RATE
 from streamtalk_export.excerpt import Excerpt
@@ -174,15 +174,15 @@ def follow(stream: Stream, kv_cache: Array, latents: Array) -> None:
 def certify(
     directory: Path,
     manifest: Manifest,
+    talker: Talker,
     model: TalkerModel,
     table: SamplerTable,
     weights: WeightMatrix | None,
     say: Callable[[str], None],
 ) -> list[Parity]:
-    """Measure every graph of `directory`. The caller decides what a missed bound means."""
+    """Measure every graph of `directory`, of which `talker` is loaded. The caller decides what a missed bound means."""
     identity = read_identity(directory, manifest)
     excerpt = Excerpt.make(manifest, EXCERPT_S * manifest.fps, identity)
-    talker = Talker.load(directory, CPU)
     stages = Stages(directory, manifest, identity["start_latent"])
     say("comparing the stages with the torch model")
     features, lines = certify_encoders(stages, manifest, model, excerpt)
@@ -196,10 +196,9 @@ def certify(
         lines += certify_rows(talker, rows, identity)
     if weights is not None:
         lines += weights.error(long_motion(talker, identity), manifest.metres_per_unit)
-    for key, graph in manifest.graphs.items():
-        if key.startswith(hop_name(1) + ".") and graph.precision == "fp16":
-            say(f"comparing {key} with {hop_name(1)} over {HALF_S} s of audio")
-            lines += certify_half(directory, manifest, talker, key, HALF_S)
+    for key in half_graphs(manifest):
+        say(f"comparing {key} with {hop_name(1)} over {HALF_S} s of audio")
+        lines += certify_half(directory, manifest, talker, key, HALF_S)
     return lines
 
 
@@ -394,9 +393,8 @@ def compare_speech(
     return np.stack(errors) * unit_mm, np.array(closed) * unit_mm, motion.rms() * unit_mm
 
 
-def coarse_part(directory: Path, manifest: Manifest) -> str:
+def coarse_part(directory: Path, manifest: Manifest, talker: Talker) -> str:
     """The part of the model that float16 costs most."""
-    talker = Talker.load(directory, CPU)
 
     def error(model: onnx.ModelProto) -> float:
         with tempfile.TemporaryDirectory() as folder:
@@ -450,7 +448,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a precision may be off: a vertex in mm, and as a share of the RMS motion for models that move metres
+    """Allowed errors of a precision: a vertex in mm, and as a share of the RMS motion for models that move metres
     (random weights). The larger of the two holds.
     """
 
@@ -540,8 +538,10 @@ def missed(parity: Sequence[Parity]) -> str:
     return "; ".join(f"{p.graph} {p.measure} {p.value:.3g} > {p.bound:.3g}" for p in parity if p.missed)
 
 
-def half_graphs(graphs: Mapping[str, Graph]) -> list[str]:
+def half_graphs(manifest: Manifest) -> list[str]:
     """Keys of the float16 hop graphs of one row."""
     return [
-        key for key, graph in graphs.items() if is_hop(key) and graph.precision == "fp16" and "_b" not in key
+        key
+        for key, graph in manifest.graphs.items()
+        if key.partition(".")[0] == hop_name(1) and graph.precision == "fp16"
     ]

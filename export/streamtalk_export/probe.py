@@ -34,9 +34,9 @@ STORED_VERTICES = 512
 DRAWS = 4
 """Noises to choose from: the first that leaves room for a device's own roundings is taken."""
 SHARE = 0.5
-"""Of what a device may be off, that float16 may take on the CPU."""
+"""Share of the error allowed to a device that float16 may take on the CPU."""
 FLOAT32_PEAK_SHARE = 1e-4
-"""What a float32 engine may be off on a device, of the largest coordinate: summation in another order."""
+"""Error allowed to a float32 engine on a device, of the largest coordinate: summation in another order."""
 
 
 def make_probe(

@@ -30,6 +30,7 @@ __all__ = [
     "Parity",
     "Precision",
     "Tensor",
+    "contained",
     "graph_key",
     "hop_name",
     "is_hop",
@@ -262,17 +263,24 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     (directory / FILE_NAME).write_bytes(encoded)
 
 
-def verified(directory: Path, name: str, expected: str) -> Path:
-    """Path of file `name` in `directory` after its SHA-256 was compared. Raises ModelError."""
+def contained(directory: Path, name: str) -> Path:
+    """Path of file `name` of the manifest, which may not lie outside `directory`. Raises ModelError."""
     path = directory / name
     try:
         outside = "\0" in name or directory.resolve() not in path.resolve().parents
-        missing = not outside and not path.is_file()
+        if not outside:
+            path.is_file()
     except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links before Python 3.13
         raise ModelError(f"{name!r} in the manifest cannot be read: {error}. Export again.") from error
     if outside:
         raise ModelError(f"{name!r} in the manifest points outside {directory}; refusing to load it.")
-    if missing:
+    return path
+
+
+def verified(directory: Path, name: str, expected: str) -> Path:
+    """Path of file `name` in `directory` after its SHA-256 was compared. Raises ModelError."""
+    path = contained(directory, name)
+    if not path.is_file():
         raise ModelError(f"{path} is missing; the manifest lists it. Export again.")
     actual = sha256_of(path)
     if actual != expected:

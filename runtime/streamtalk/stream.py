@@ -281,8 +281,7 @@ class Stream:
 
     def _ready(self) -> Iterator[Frame]:
         if self._release:
-            raise_when_read = StreamError("This stream is one of a batch: its frames come from `Batch.step`.")
-            return _raising(raise_when_read)
+            return _raising(StreamError("This stream is one of a batch: its frames come from `Batch.step`."))
         return self._frames(self._generation)
 
     def _frames(self, generation: int) -> Iterator[Frame]:

@@ -2,7 +2,7 @@
 
 The graphs follow the contract of the exported ones (names, shapes, shift-register cache, right-aligned latents)
 with arithmetic small enough to write down twice. The reference keeps growing lists and takes what the
-windows cover, where the graphs shift registers: a mistake in counters, sides or slots cannot cancel out.
+windows cover, where the graphs shift registers: a mistake in counters, sides or places cannot cancel out.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Toy:
         A, C, E, W, D = m.audio_width, m.latent_width, m.condition_width, m.history, m.decode_window
         token, cached = 5, m.layers * 2 * E
         shapes = {
-            "hear": (m.window_samples, m.hop * A),
+            "encode": (m.window_samples, m.hop * A),
             "audio": (A, token),
             "noise_in": (C, token),
             "style_in": (E, token),
@@ -110,7 +110,7 @@ class Toy:
             "latent": (token, C),
             "decode": (D, C, 3 * m.n_vertices),
         }
-        scale = {"hear": 0.1, "counts": 0.05, "recall": 0.1}
+        scale = {"encode": 0.1, "counts": 0.05, "recall": 0.1}
         return {
             name: (rng.standard_normal(shape) * scale.get(name, 0.3)).astype(np.float32)
             for name, shape in shapes.items()
@@ -196,11 +196,11 @@ class Toy:
             start = int(
                 np.floor(first * m.sample_rate / m.fps + 0.5)
             )  # in `padded`, where context comes first
-            heard = np.tanh(padded[start : start + m.window_samples] @ w["hear"]).reshape(m.hop, -1)[
+            encoded = np.tanh(padded[start : start + m.window_samples] @ w["encode"]).reshape(m.hop, -1)[
                 i % m.hop
             ]
             past, recent = tokens[-m.history :], latents[-m.decode_window :]
-            x = heard @ w["audio"] + noise[i] @ w["noise_in"] + style @ w["style_in"]
+            x = encoded @ w["audio"] + noise[i] @ w["noise_in"] + style @ w["style_in"]
             x = x + np.array([i % m.period, len(past), len(recent)]) @ w["counts"]
             for back, cached in enumerate(reversed(past)):
                 x = x + cached @ w["recall"][m.history - 1 - back]
@@ -260,21 +260,21 @@ def _hop(toy: Toy, B: int) -> Any:
     # Constants that every B shares come first, so that they lie alike in the file of weights.
     shared = {
         name: b.const(w[name].reshape(-1, w[name].shape[-1]))
-        for name in "hear audio noise_in style_in counts recall remember latent decode".split()
+        for name in "encode audio noise_in style_in counts recall remember latent decode".split()
     }
 
-    def filled(slots: int, count: str) -> str:
-        """[B, slots, 1] float: 1 where a right-aligned slot is filled."""
-        first = b.op("Sub", b.ints(slots), b.op("Reshape", count, b.ints(B, 1)))
-        mask = b.op("GreaterOrEqual", b.const(np.arange(slots)[None], "int64"), first)
+    def filled(places: int, count: str) -> str:
+        """[B, places, 1] float: 1 where a right-aligned place is filled."""
+        first = b.op("Sub", b.ints(places), b.op("Reshape", count, b.ints(B, 1)))
+        mask = b.op("GreaterOrEqual", b.const(np.arange(places)[None], "int64"), first)
         return b.op("Unsqueeze", b.op("Cast", mask, to=TensorProto.FLOAT), b.ints(2))
 
     def place(tensor: str, j: int, axis: int = 1) -> str:
         """Entry `j` of an axis, which goes."""
         return b.op("Squeeze", b.op("Slice", tensor, b.ints(j), b.ints(j + 1), b.ints(axis)), b.ints(axis))
 
-    heard = b.op("Tanh", b.op("MatMul", "pcm", shared["hear"]))
-    heard = b.op("Reshape", heard, b.ints(B, m.hop, m.audio_width))
+    encoded = b.op("Tanh", b.op("MatMul", "pcm", shared["encode"]))
+    encoded = b.op("Reshape", encoded, b.ints(B, m.hop, m.audio_width))
     kv_cache, latents, vertices = "kv_cache", "latents", []
     for j in range(m.hop):
         position = b.op("Mod", b.op("Add", "position", b.ints(j)), b.ints(m.period))
@@ -284,13 +284,13 @@ def _hop(toy: Toy, B: int) -> Any:
             b.op("Cast", b.op("Unsqueeze", name, b.ints(1)), to=TensorProto.FLOAT)
             for name in (position, valid_frames, valid_latents)
         ]
-        x = b.op("MatMul", place(heard, j), shared["audio"])
+        x = b.op("MatMul", place(encoded, j), shared["audio"])
         x = b.op("Add", x, b.op("MatMul", place("noise", j), shared["noise_in"]))
         x = b.op("Add", x, b.op("MatMul", "style", shared["style_in"]))
         x = b.op("Add", x, b.op("MatMul", b.op("Concat", *counts, axis=1), shared["counts"]))
         # [B, layers, 2, H, W, E/H] -> [B, W, cached]
-        by_slot = b.op("Reshape", b.op("Transpose", kv_cache, perm=[0, 4, 1, 2, 3, 5]), b.ints(B, W, cached))
-        known = b.op("Reshape", b.op("Mul", by_slot, filled(W, valid_frames)), b.ints(B, W * cached))
+        by_place = b.op("Reshape", b.op("Transpose", kv_cache, perm=[0, 4, 1, 2, 3, 5]), b.ints(B, W, cached))
+        known = b.op("Reshape", b.op("Mul", by_place, filled(W, valid_frames)), b.ints(B, W * cached))
         x = b.op("Tanh", b.op("Add", x, b.op("MatMul", known, shared["recall"])))
 
         token = b.op("MatMul", x, shared["remember"])

@@ -212,7 +212,7 @@ class Builder:
         trt, backend = self.trt, self.backend
         network = self.builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, self.logger)
-        self.logger.words.clear()
+        self.logger.messages.clear()
         with signals_after():
             # By path: the weights lie in a file beside it.
             parsed = parser.parse_from_file(str(directory / graph.file))
@@ -297,16 +297,16 @@ class Builder:
 
     def _call(self, make: Callable[[], Any], problem: str) -> Any:
         """Call the library. Raises BackendError with its messages."""
-        self.logger.words.clear()
+        self.logger.messages.clear()
         try:
             with signals_after():
                 made = make()
         except Exception as error:  # the bindings raise several kinds without a common base
             raise BackendError(
-                f"{self.backend} {self.version} {problem}: {_joined([str(error), *self.logger.words])}"
+                f"{self.backend} {self.version} {problem}: {_joined([str(error), *self.logger.messages])}"
             ) from error
         if made is None:
-            raise BackendError(f"{self.backend} {self.version} {problem}: {_joined(self.logger.words)}")
+            raise BackendError(f"{self.backend} {self.version} {problem}: {_joined(self.logger.messages)}")
         return made
 
     def _check_network(self, network: Any, graph: Graph) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from streamtalk.errors import BackendError, ModelError
-from streamtalk.model import Engine, Graph, Manifest, Precision, graph_key, hop_name
+from streamtalk.model import Engine, Graph, Manifest, Precision, contained, graph_key, hop_name
 
 ANY = "any"
 RTX: Literal["tensorrt_rtx"] = "tensorrt_rtx"
@@ -99,7 +99,7 @@ def find_engine(
     """The engine of the hop graph of so many rows at a precision, for this library and device.
 
     `version` is the installed library's, `capability` the device's (86 for 8.6). Raises BackendError where the model
-    has none that fits, with the reason.
+    has none that fits, with the reason, and ModelError for a file outside the directory.
     """
     name = hop_name(rows)
     graph = manifest.graphs.get(graph_key(name, precision))
@@ -109,7 +109,7 @@ def find_engine(
             continue
         reason = _misfit(engine, graph, version, capability)
         if graph is not None and reason is None:
-            return Fit(engine, graph, directory / engine.file)
+            return Fit(engine, graph, contained(directory, engine.file))
         reasons.append(f"{engine.file} {reason}")
     raise BackendError(
         f"No {backend} engine of `{name}` in {directory} fits this machine: {'; '.join(reasons) or 'it has none'}. "

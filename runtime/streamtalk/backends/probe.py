@@ -21,9 +21,6 @@ from streamtalk.errors import BackendError, ModelError, OutputError
 from streamtalk.model import Manifest, Precision, verified
 from streamtalk.rows import Backend, Float32
 
-STORED_FRAMES = 16
-"""Frames whose vertices are kept, from the first to one past the filling of both windows."""
-STORED_VERTICES = 512
 QUANTILE = 0.99
 
 
@@ -52,12 +49,6 @@ class ProbeData:
     vertices: npt.NDArray[np.int64]
     expected: Float32
     limits: Mapping[Precision, Limits]
-
-    def save(self, file: Path) -> None:
-        """Write it as a compressed archive."""
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
-        limits = {f"limits_{name}": np.array([of.p99, of.max]) for name, of in self.limits.items()}
-        np.savez_compressed(file, allow_pickle=False, **arrays, **limits)
 
 
 _ARRAYS = ("pcm", "noise", "style", "start_latent", "template", "frames", "vertices", "expected")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -41,7 +42,9 @@ def add_probe(directory: Path, toy: Toy, shift: float = 0.0) -> Manifest:
         frames += list(rows.vertices()[0].copy())
         rows.advance(one)
     probe.expected[:] = np.array(frames)[np.ix_(probe.frames, probe.vertices)] + shift
-    probe.save(directory / "probe.npz")
+    arrays: dict[str, Any] = {key: value for key, value in vars(probe).items() if key != "limits"}
+    arrays |= {f"limits_{precision}": [peak.p99, peak.max] for precision, peak in probe.limits.items()}
+    np.savez_compressed(directory / "probe.npz", **arrays)
     asset = Asset(file="probe.npz", sha256=sha256_of(directory / "probe.npz"))
     m = msgspec.structs.replace(m, probe=asset)
     (directory / FILE_NAME).write_bytes(msgspec.json.encode(m))

@@ -282,7 +282,7 @@ def test_a_builder_that_fails_says_why(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(self: Builder, *_: Any) -> Any:
-        return self._call(lambda: self.logger.words.append("no tactic was found"), "cannot build hop.onnx")
+        return self._call(lambda: self.logger.messages.append("no tactic was found"), "cannot build hop.onnx")
 
     before = state(copy)
     monkeypatch.setattr(Builder, "build", fails)

@@ -75,13 +75,13 @@ class Library:
             ) from error
         self.name = name
         self.version: str = self.trt.__version__
-        self.logger = error_words(self.trt)
+        self.logger = error_log(self.trt)
         self.runtime: Any = None
 
     def load(self, fit: Fit, driver: Driver) -> TensorRtEngine:
         """Deserialise an engine after its hash was compared, and compare its tensors with the manifest's."""
         plan = fit.read()
-        self.logger.words.clear()
+        self.logger.messages.clear()
         engine: Any = None
         try:
             # In the driver's context, where a capture in another thread does not forbid to allocate.
@@ -90,9 +90,9 @@ class Library:
                     self.runtime = self.trt.Runtime(self.logger)
                 engine = self.runtime.deserialize_cuda_engine(plan)
         except Exception as error:  # the bindings raise several kinds without a common base
-            self.logger.words.append(str(error))
+            self.logger.messages.append(str(error))
         if engine is None:
-            reason = " ".join(self.logger.words) or NO_REASON
+            reason = " ".join(self.logger.messages) or NO_REASON
             raise BackendError(
                 f"{self.name} {self.version} cannot load {fit.path}: {reason} Build it again here."
             )
@@ -191,7 +191,7 @@ class TensorRtEngine:
             return run
 
     def _context(self) -> Any:
-        messages = self.library.logger.words
+        messages = self.library.logger.messages
         messages.clear()
         context: Any = None
         try:
@@ -233,7 +233,7 @@ class TensorRtRun:
     def enqueue(self, stream: Handle) -> None:
         """Put one run on the stream."""
         if not self._context.execute_async_v3(int(stream)):
-            messages = self._library.logger.words
+            messages = self._library.logger.messages
             reason = " ".join(messages) or NO_REASON
             messages.clear()  # else they pile up where every hop fails
             raise BackendError(f"{self._library.name} failed: {reason}")
@@ -247,8 +247,8 @@ class TensorRtRun:
 
 
 @cache
-def error_words(trt: Any) -> Any:
-    """The logger for a TensorRT library, which keeps the messages of errors in `words` and prints nothing.
+def error_log(trt: Any) -> Any:
+    """The logger for a TensorRT library, which keeps the messages of errors in `messages` and prints nothing.
 
     One for the life of the process: the library goes on calling the first that it met, also after that is gone.
     """
@@ -256,10 +256,10 @@ def error_words(trt: Any) -> Any:
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.words: list[str] = []
+            self.messages: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
-                self.words.append(message.strip())
+                self.messages.append(message.strip())
 
     return Log()

@@ -71,10 +71,10 @@ def test_an_engine_is_compared_and_bound(key: str, loaded: Any, driver: Driver) 
     assert stub.contexts[0].addresses == addresses
     assert engine.capturable
     stub.refuses = True
-    engine.library.logger.words.append("the device is lost")
+    engine.library.logger.messages.append("the device is lost")
     with pytest.raises(BackendError, match=f"{engine.library.name} failed: the device is lost"):
         run.enqueue(stream)
-    assert engine.library.logger.words == []  # the next failure has messages of its own
+    assert engine.library.logger.messages == []  # the next failure has messages of its own
     stub.capturable = stub.refuses = False
     engine.bind(addresses, stream)
     assert engine.capturable == (key not in RTX)  # which alone can tell
